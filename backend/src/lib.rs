@@ -1,0 +1,1 @@
+//! The back end as a library, so that tests and the binary share it.

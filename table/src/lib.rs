@@ -1,0 +1,2 @@
+//! The device-mapper table language.
+#![forbid(unsafe_code)]
