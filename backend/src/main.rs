@@ -1,1 +1,2 @@
+//! vhost-user-dm.
 fn main() {}

@@ -1,0 +1,1 @@
+//! The flat map from sectors of a disk to sectors of its component devices.
