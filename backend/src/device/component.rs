@@ -1,0 +1,134 @@
+//! An open component device and what is known about it.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use dm_table::Sectors;
+
+use super::limits::{DiscardMethod, Limits};
+
+/// How the data of components may be cached on this machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// Direct where the file system and the alignment allow it, else through the page cache.
+    #[default]
+    Auto,
+    /// Direct, or refused.
+    Direct,
+    /// Through the page cache.
+    Buffered,
+}
+
+/// How a component's file is read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// With `O_DIRECT`.
+    Direct {
+        /// Alignment that buffers need, in bytes; a power of two.
+        mem_align: u32,
+        /// Alignment that offsets and lengths need, in bytes; at most the logical block.
+        offset_align: u32,
+    },
+    /// Through the page cache.
+    Buffered,
+}
+
+/// What a component device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file (an extension: dmsetup takes block devices only).
+    File,
+    /// A block device or partition.
+    Block {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+}
+
+/// What makes two opened paths the same component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// A regular file, by file system and inode, whatever path or link leads to it.
+    File {
+        /// `st_dev`.
+        dev: u64,
+        /// `st_ino`.
+        inode: u64,
+    },
+    /// A block device, by its number, whatever node or link leads to it.
+    Block {
+        /// `st_rdev`.
+        rdev: u64,
+    },
+}
+
+/// How components are to be opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Open for reading alone; nothing is ever written and other readers are welcome.
+    pub read_only: bool,
+    /// Caching of the data on this machine.
+    pub cache: Cache,
+}
+
+/// An open component device. Opened by [`super::Registry::open`], closed when its last user drops it.
+#[derive(Debug)]
+pub struct Component {
+    /// The open file. Image locks and an exclusive claim belong to its open file description, so they last
+    /// until the kernel has dropped the last reference to it, including that of a write in flight.
+    pub file: File,
+    /// The kernel's disk name (`vda1`) or the file's name (`disk.img`).
+    pub name: String,
+    /// The path as the user wrote it; for `major:minor` the device node that was found.
+    pub path: PathBuf,
+    /// File or block device.
+    pub kind: Kind,
+    /// What makes another path the same component.
+    pub identity: Identity,
+    /// Whole sectors of the device.
+    pub size: Sectors,
+    /// What the device can do.
+    pub limits: Limits,
+    /// Whether the file is open for reading alone.
+    pub read_only: bool,
+    /// Direct or buffered.
+    pub access: Access,
+    /// What the user should know although it refuses nothing, a sentence each.
+    pub warnings: Vec<String>,
+    /// The writable opening of the same component by this process. It keeps that description's locks for as
+    /// long as this reader lives.
+    pub(super) promoted: OnceLock<File>,
+}
+
+impl Component {
+    /// One line for people: `disk.img: file, 40960 sectors, 512-byte blocks, direct (512-byte buffers),
+    /// discard by hole punching, read-write`.
+    pub fn describe(&self) -> String {
+        let kind = match self.kind {
+            Kind::File => "file".to_owned(),
+            Kind::Block { major, minor } => format!("block device {major}:{minor}"),
+        };
+        let mut line = format!(
+            "{}: {kind}, {} sectors, {}-byte blocks",
+            self.path.display(),
+            self.size,
+            self.limits.logical_block
+        );
+        // Writing to a String cannot fail.
+        let _ = match self.access {
+            Access::Direct { mem_align, .. } => write!(line, ", direct ({mem_align}-byte buffers)"),
+            Access::Buffered => write!(line, ", buffered"),
+        };
+        line.push_str(match self.limits.discard.map(|discard| discard.method) {
+            Some(DiscardMethod::PunchHole) => ", discard by hole punching",
+            Some(DiscardMethod::BlockCommand) => ", discard by the device",
+            None => ", no discard",
+        });
+        line.push_str(if self.read_only { ", read-only" } else { ", read-write" });
+        line
+    }
+}
