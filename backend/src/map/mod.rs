@@ -1,1 +1,184 @@
 //! The flat map from sectors of a disk to sectors of its component devices.
+//!
+//! A [`Map`] is built once, when a table is loaded, and only read afterwards: every request of the data plane
+//! goes through [`Map::pieces`] (reads, writes) or [`Map::ranges`] (discard, write-zeroes), which allocate
+//! nothing, count no references and call nothing dynamic.
+//!
+//! **Flattening.** A linear line over another map takes over that map's segments, shifted and clipped, so a
+//! chain of linear maps of any depth costs what one costs. A striped segment stays arithmetic, clipped where a
+//! linear line above it uses a part. A stripe over another map becomes a stripe over a device where the part
+//! it uses is one linear piece; otherwise it refers to the lower map and is walked at run time, at most
+//! [`MAX_STRIPED_DEPTH`] levels deep. A striped line with a single stripe is a linear one.
+//!
+//! **Segments are not merged**, even where two lines continue each other on one device: a segment is the unit
+//! of statistics, and a table's author may expect requests to be cut where the lines are.
+//!
+//! The kernel's counterpart is `dm_table` with `dm_calculate_queue_limits` for the limits; the texts of
+//! refusals are the kernel's own.
+
+mod build;
+mod limits;
+mod overlap;
+mod stripe;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use dm_table::{Diagnostic, Sectors, Source, Table};
+
+use crate::device;
+pub use limits::{Stacked, StackedDiscard};
+use stripe::Striped;
+
+/// Most segments of one map after flattening: the kernel's own bound for the lines of a table
+/// (`DM_MAX_TARGETS`). Lines over big lower maps multiply, so this is checked before memory is taken.
+pub const MAX_SEGMENTS: usize = 1_048_576;
+
+/// Most striped lines on top of one another, where the lower one could not be flattened away. The walk of a
+/// request recurses once per level; this keeps its stack small.
+pub const MAX_STRIPED_DEPTH: u32 = 64;
+
+/// Index of a component device in the list that the caller keeps. One numbering for a whole process: lower
+/// maps and the maps above them use the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DevIx(pub u16);
+
+/// What a device name in a table stands for.
+#[derive(Clone, Debug)]
+pub enum Lower {
+    /// A component device.
+    Device {
+        /// Its index in the caller's list.
+        ix: DevIx,
+        /// Its name for diagnostics, as the kernel prints it (`vda1`), or a file's name.
+        name: String,
+        /// Its size in whole sectors.
+        size: Sectors,
+        /// Its queue limits.
+        limits: device::Limits,
+    },
+    /// Another device of the table file, already built.
+    Map(Arc<Map>),
+}
+
+/// Why a device name stands for nothing that can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LookupError {
+    /// The symbolic errno the kernel would print, e.g. `ENOENT`.
+    pub errno: &'static str,
+    /// What was tried and why it failed.
+    pub why: String,
+    /// What would work, if that is known.
+    pub help: Option<String>,
+}
+
+/// What is to be done with a piece of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Do it on a component device.
+    Device {
+        /// The device.
+        dev: DevIx,
+        /// The first sector on it.
+        at: Sectors,
+    },
+    /// Reads give zeros; everything else succeeds and does nothing (`zero`).
+    Zero,
+    /// Fails with an I/O error (`error`).
+    Error,
+}
+
+/// A part of a request that goes to one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where it goes.
+    pub step: Step,
+    /// Sectors of the request before this piece.
+    pub skip: Sectors,
+    /// Its length in sectors, never 0.
+    pub len: Sectors,
+}
+
+/// A range of the disk that is mapped in one way.
+#[derive(Clone, Debug)]
+enum Segment {
+    /// The segment's first sector is `start` on `dev`.
+    Linear {
+        dev: DevIx,
+        start: u64,
+    },
+    Striped(Box<Striped>),
+    Zero,
+    Error,
+}
+
+/// Where the data of a disk is: sector ranges in order, from sector 0 without a gap.
+#[derive(Clone, Debug)]
+pub struct Map {
+    /// First sector of each segment; ascending, the first is 0. Apart from `segments` so that the search
+    /// touches as little memory as possible.
+    starts: Box<[u64]>,
+    segments: Box<[Segment]>,
+    /// Sectors of the disk: where the last segment ends.
+    end: u64,
+    limits: Stacked,
+    /// Sorted, without repetition.
+    flush_set: Box<[DevIx]>,
+    /// Names for diagnostics of every device that data of this map can be on, also through lower maps.
+    names: BTreeMap<DevIx, Arc<str>>,
+    /// Striped levels that a walk has to recurse through.
+    depth: u32,
+}
+
+impl Map {
+    /// Builds the map of `table`, which was read from `source`, and the warnings it gave.
+    ///
+    /// `resolve` is asked for every device that the table names, line by line, as often as it is named; a
+    /// refusal becomes the kernel's look-up error for that line. After all lines the kernel's limits layer
+    /// follows: sizes and block alignment of every range, then the table's own boundaries
+    /// (`dm_calculate_queue_limits`). The first thing wrong is the error; its [`Diagnostic::reason`] is the
+    /// kernel's text.
+    ///
+    /// An empty table gives an empty map. `read_only` says that nothing will be written, so that one component
+    /// sector reachable in two ways is no cause for a warning.
+    pub fn build(
+        source: &Source,
+        table: &Table,
+        read_only: bool,
+        resolve: &mut dyn FnMut(&dm_table::DevRef) -> Result<Lower, LookupError>,
+    ) -> Result<(Map, Vec<Diagnostic>), Diagnostic> {
+        build::build(source, table, read_only, resolve)
+    }
+
+    /// The size of the disk in sectors.
+    #[inline]
+    pub fn len(&self) -> Sectors {
+        Sectors::new(self.end)
+    }
+
+    /// Whether the disk has no sectors.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.end == 0
+    }
+
+    /// Number of segments after flattening.
+    pub fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// The limits of the disk, stacked from those of its components.
+    pub fn limits(&self) -> &Stacked {
+        &self.limits
+    }
+
+    /// The devices that a flush must reach, ascending, each once: those that a write to this disk can reach.
+    ///
+    /// Where a stripe uses a part of a lower map, all devices of that lower map count.
+    pub fn flush_set(&self) -> &[DevIx] {
+        &self.flush_set
+    }
+}

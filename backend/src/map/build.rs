@@ -1,0 +1,296 @@
+//! From a parsed table to a flat map: look-up, limits layer, flattening, in the order in which the kernel does
+//! the first two and with its texts.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use dm_table::{DevRef, Diagnostic, Line, Source, Span, Table, Target};
+
+use super::stripe::{Leg, Striped};
+use super::{DevIx, LookupError, Lower, MAX_SEGMENTS, MAX_STRIPED_DEPTH, Map, Segment, Stacked, limits, overlap};
+
+/// A line of the table with its devices looked up.
+pub(super) struct Resolved<'t> {
+    pub line: &'t Line,
+    /// The device ranges it names: one for linear, one per stripe, none for zero.
+    pub areas: Vec<Area<'t>>,
+}
+
+/// A range of a device or lower map that a line names. Not yet checked to lie inside it.
+pub(super) struct Area<'t> {
+    pub dev: &'t DevRef,
+    pub start: u64,
+    pub start_span: Span,
+    pub len: u64,
+    pub lower: Lower,
+}
+
+impl Area<'_> {
+    /// The name the kernel would print; for a lower map, the one the table gives it.
+    pub fn name(&self) -> &str {
+        match &self.lower {
+            Lower::Device { name, .. } => name,
+            Lower::Map(_) => self.dev.mapper_name().unwrap_or(&self.dev.text),
+        }
+    }
+
+    pub fn size(&self) -> u64 {
+        match &self.lower {
+            Lower::Device { size, .. } => size.get(),
+            Lower::Map(map) => map.end,
+        }
+    }
+
+    pub fn limits(&self) -> Stacked {
+        match &self.lower {
+            Lower::Device { limits, .. } => Stacked::from(limits),
+            Lower::Map(map) => map.limits,
+        }
+    }
+}
+
+type Resolve<'r> = &'r mut dyn FnMut(&DevRef) -> Result<Lower, LookupError>;
+
+pub(super) fn build(
+    source: &Source,
+    table: &Table,
+    read_only: bool,
+    resolve: Resolve<'_>,
+) -> Result<(Map, Vec<Diagnostic>), Diagnostic> {
+    let mut resolved = Vec::with_capacity(table.lines.len());
+    for line in &table.lines {
+        let areas = look_up(source, line, resolve)?;
+        resolved.push(Resolved { line, areas });
+    }
+    let mut warnings = Vec::new();
+    let stacked = limits::calculate(source, &resolved, &mut warnings)?;
+    let mut flat = Flat::default();
+    for line in &resolved {
+        flat.add(source, line)?;
+    }
+    let names = names(&resolved);
+    if !read_only {
+        overlap::warn(source, &resolved, &names, &mut warnings);
+    }
+    let map = Map {
+        flush_set: flush_set(&flat.segments),
+        starts: flat.starts.into(),
+        segments: flat.segments.into(),
+        end: flat.end,
+        limits: stacked,
+        names,
+        depth: flat.depth,
+    };
+    Ok((map, warnings))
+}
+
+/// The part of the constructors that dm-table leaves: finding the devices.
+fn look_up<'t>(source: &Source, line: &'t Line, resolve: Resolve<'_>) -> Result<Vec<Area<'t>>, Diagnostic> {
+    let mut area = |dev: &'t DevRef, start: u64, start_span, len: u64, failure: &str| {
+        let lower = resolve(dev).map_err(|error| refused(source, dev, failure, error))?;
+        Ok(Area { dev, start, start_span, len, lower })
+    };
+    match &line.target {
+        Target::Linear(linear) => Ok(vec![area(
+            &linear.dev,
+            linear.start.get(),
+            linear.start_span,
+            line.len.get(),
+            "linear: Device lookup failed",
+        )?]),
+        Target::Striped(striped) => {
+            if let Some(reason) = wrong_geometry(line, striped) {
+                return Err(Diagnostic::error(source, line.span, reason));
+            }
+            let len = line.len.get() / striped.stripes.len() as u64;
+            let stripes = striped.stripes.iter().map(|stripe| {
+                area(
+                    &stripe.dev,
+                    stripe.start.get(),
+                    stripe.start_span,
+                    len,
+                    "striped: Couldn't parse stripe destination",
+                )
+            });
+            stripes.collect()
+        }
+        Target::Error(error) => match &error.dev {
+            None => Ok(Vec::new()),
+            Some((dev, start)) => {
+                Ok(vec![area(dev, start.get(), dev.span, line.len.get(), "error: Device lookup failed")?])
+            }
+        },
+        Target::Zero => Ok(Vec::new()),
+    }
+}
+
+/// The parser refuses these; a table made by hand must not lead to wrong sectors either.
+fn wrong_geometry(line: &Line, striped: &dm_table::Striped) -> Option<&'static str> {
+    let (len, chunk, stripes) = (line.len.get(), striped.chunk.get(), striped.stripes.len() as u64);
+    if stripes == 0 {
+        Some("striped: Invalid stripe count")
+    } else if chunk == 0 {
+        Some("striped: Invalid chunk_size")
+    } else if !len.is_multiple_of(stripes) {
+        Some("striped: Target length not divisible by number of stripes")
+    } else if !(len / stripes).is_multiple_of(chunk) {
+        Some("striped: Target length not divisible by chunk size")
+    } else {
+        None
+    }
+}
+
+fn refused(source: &Source, dev: &DevRef, failure: &str, error: LookupError) -> Diagnostic {
+    let reason = format!("{failure} (-{})", error.errno);
+    let refusal = Diagnostic::error(source, dev.span, reason).found(error.why);
+    match error.help {
+        Some(help) => refusal.help(help),
+        None => refusal,
+    }
+}
+
+/// The map's arrays while they grow.
+#[derive(Default)]
+struct Flat {
+    starts: Vec<u64>,
+    segments: Vec<Segment>,
+    end: u64,
+    depth: u32,
+}
+
+impl Flat {
+    fn add(&mut self, source: &Source, resolved: &Resolved<'_>) -> Result<(), Diagnostic> {
+        let line = resolved.line;
+        match (&line.target, resolved.areas.as_slice()) {
+            (Target::Zero, _) => self.push(source, line, Segment::Zero, line.len.get()),
+            (Target::Error(_), _) => self.push(source, line, Segment::Error, line.len.get()),
+            // One stripe deals its chunks out in order: nothing is striped about it.
+            (Target::Linear(_) | Target::Striped(_), [area]) => self.add_linear(source, line, area),
+            (Target::Linear(_), _) => self.push(source, line, Segment::Error, line.len.get()),
+            (Target::Striped(striped), areas) => {
+                let mut legs = Vec::with_capacity(areas.len());
+                for area in areas {
+                    legs.push(self.leg(source, area)?);
+                }
+                let striped = Box::new(Striped::new(striped.chunk.get(), legs));
+                self.push(source, line, Segment::Striped(striped), line.len.get())
+            }
+        }
+    }
+
+    fn add_linear(&mut self, source: &Source, line: &Line, area: &Area<'_>) -> Result<(), Diagnostic> {
+        match &area.lower {
+            Lower::Device { ix, .. } => {
+                let segment = Segment::Linear { dev: *ix, start: area.start };
+                self.push(source, line, segment, area.len)
+            }
+            Lower::Map(map) => {
+                for (segment, into, take) in map.covered(area.start, area.len) {
+                    let clipped = match segment {
+                        Segment::Linear { dev, start } => Segment::Linear { dev: *dev, start: start + into },
+                        Segment::Striped(striped) => {
+                            self.depth = self.depth.max(map.depth);
+                            Segment::Striped(Box::new(striped.clipped(into)))
+                        }
+                        Segment::Zero => Segment::Zero,
+                        Segment::Error => Segment::Error,
+                    };
+                    self.push(source, line, clipped, take)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn leg(&mut self, source: &Source, area: &Area<'_>) -> Result<Leg, Diagnostic> {
+        let start = area.start;
+        match &area.lower {
+            Lower::Device { ix, .. } => Ok(Leg::Device { dev: *ix, start }),
+            Lower::Map(map) => {
+                let mut parts = map.covered(start, area.len);
+                if let (Some((Segment::Linear { dev, start }, into, _)), None) = (parts.next(), parts.next()) {
+                    let start = start + into;
+                    return Ok(Leg::Device { dev: *dev, start });
+                }
+                if map.depth >= MAX_STRIPED_DEPTH {
+                    return Err(too_deep(source, area));
+                }
+                self.depth = self.depth.max(map.depth + 1);
+                Ok(Leg::Map { map: Arc::clone(map), start })
+            }
+        }
+    }
+
+    fn push(&mut self, source: &Source, line: &Line, segment: Segment, len: u64) -> Result<(), Diagnostic> {
+        if self.segments.len() == MAX_SEGMENTS {
+            return Err(too_many(source, line));
+        }
+        self.starts.push(self.end);
+        self.segments.push(segment);
+        self.end = self.end.saturating_add(len);
+        Ok(())
+    }
+}
+
+fn too_deep(source: &Source, area: &Area<'_>) -> Diagnostic {
+    let reason = format!("striped: more than {MAX_STRIPED_DEPTH} striped targets on top of one another");
+    Diagnostic::error(source, area.dev.span, reason)
+        .found(format!("{} is itself {MAX_STRIPED_DEPTH} striped levels deep", area.name()))
+        .expected(format!("at most {MAX_STRIPED_DEPTH} striped levels"))
+        .help("linear lines on top of one another cost nothing and have no bound; stripe over the devices themselves")
+}
+
+fn too_many(source: &Source, line: &Line) -> Diagnostic {
+    let reason = format!("more than {MAX_SEGMENTS} segments");
+    Diagnostic::error(source, line.span, reason)
+        .found("this line passes the bound")
+        .expected(format!("at most {MAX_SEGMENTS} segments, as the kernel allows lines in a table"))
+        .help(
+            "a line over another device of the file counts as many segments as the part it uses has; \
+               have fewer lines over the devices that have many lines themselves",
+        )
+}
+
+/// Devices whose data a write can reach.
+fn flush_set(segments: &[Segment]) -> Box<[DevIx]> {
+    let mut reached = BTreeSet::new();
+    // Clipped parts of one striped line share their stripes, of which there may be many.
+    let mut seen = HashSet::new();
+    for segment in segments {
+        match segment {
+            Segment::Linear { dev, .. } => {
+                reached.insert(*dev);
+            }
+            Segment::Striped(striped) if seen.insert(striped.legs.as_ptr()) => {
+                for leg in striped.legs.iter() {
+                    match leg {
+                        Leg::Device { dev, .. } => {
+                            reached.insert(*dev);
+                        }
+                        Leg::Map { map, .. } => reached.extend(map.flush_set.iter()),
+                    }
+                }
+            }
+            Segment::Striped(_) | Segment::Zero | Segment::Error => {}
+        }
+    }
+    reached.into_iter().collect()
+}
+
+fn names(resolved: &[Resolved<'_>]) -> BTreeMap<DevIx, Arc<str>> {
+    let mut names = BTreeMap::new();
+    let mut seen = HashSet::new();
+    for area in resolved.iter().flat_map(|line| &line.areas) {
+        match &area.lower {
+            Lower::Device { ix, name, .. } => {
+                names.entry(*ix).or_insert_with(|| Arc::from(name.as_str()));
+            }
+            Lower::Map(map) => {
+                if seen.insert(Arc::as_ptr(map)) {
+                    names.extend(map.names.iter().map(|(ix, name)| (*ix, Arc::clone(name))));
+                }
+            }
+        }
+    }
+    names
+}

@@ -1,0 +1,92 @@
+//! Stripe arithmetic (`striped`, DM's dm-stripe).
+//!
+//! Sector `off` of a striped line lies in chunk `off / chunk`; chunks go round the stripes in turn, and a
+//! stripe's chunks lie one after the other on its device.
+
+use std::sync::Arc;
+
+use super::{DevIx, Map};
+
+/// A striped segment, or the part of one that a linear line above it uses.
+#[derive(Clone, Debug)]
+pub(super) struct Striped {
+    /// Sectors in a chunk; at least 1.
+    pub chunk: u64,
+    /// Stripes in turn; at least 2, a single one is a linear segment. Shared by the clipped parts of one striped
+    /// line; nothing at run time counts these references.
+    pub legs: Arc<[Leg]>,
+    /// Sectors of the striped line before this segment.
+    pub skip: u64,
+    /// `log2(chunk)` where the chunk size is a power of two: a division costs more than all else here.
+    chunk_shift: Option<u32>,
+    /// The same for the number of stripes.
+    legs_shift: Option<u32>,
+}
+
+/// One stripe: where its sector 0 is.
+#[derive(Clone, Debug)]
+pub(super) enum Leg {
+    Device { dev: DevIx, start: u64 },
+    Map { map: Arc<Map>, start: u64 },
+}
+
+/// A place in a striped line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// The stripe.
+    pub leg: usize,
+    /// The stripe's chunk.
+    pub row: u64,
+    /// Sectors into the chunk.
+    pub within: u64,
+}
+
+impl Striped {
+    pub fn new(chunk: u64, legs: Vec<Leg>) -> Striped {
+        let shift = |n: u64| n.is_power_of_two().then(|| n.trailing_zeros());
+        Striped { chunk, chunk_shift: shift(chunk), legs_shift: shift(legs.len() as u64), legs: legs.into(), skip: 0 }
+    }
+
+    /// The same stripes, beginning `sectors` later.
+    pub fn clipped(&self, sectors: u64) -> Striped {
+        Striped { skip: self.skip + sectors, ..self.clone() }
+    }
+
+    /// Where sector `off` of the striped line (not of the segment) is.
+    #[inline]
+    pub fn place(&self, off: u64) -> Place {
+        let (chunk, within) = divide(off, self.chunk, self.chunk_shift);
+        let (row, leg) = divide(chunk, self.legs.len() as u64, self.legs_shift);
+        Place { leg: leg as usize, row, within }
+    }
+
+    /// The contiguous part of stripe `leg` that lies between two places of the striped line: first sector on
+    /// the stripe and number of sectors.
+    ///
+    /// An edge that falls into another stripe's chunk moves to this stripe's chunk border, which is what the
+    /// kernel does with discards (DM's `stripe_map_range`).
+    #[inline]
+    pub fn leg_range(&self, leg: usize, from: Place, to: Place) -> (u64, u64) {
+        let begin = self.leg_sectors_before(leg, from);
+        (begin, self.leg_sectors_before(leg, to) - begin)
+    }
+
+    /// Sectors of stripe `leg` that lie before a place of the striped line.
+    #[inline]
+    fn leg_sectors_before(&self, leg: usize, place: Place) -> u64 {
+        let in_row = match leg.cmp(&place.leg) {
+            std::cmp::Ordering::Less => self.chunk,
+            std::cmp::Ordering::Equal => place.within,
+            std::cmp::Ordering::Greater => 0,
+        };
+        place.row * self.chunk + in_row
+    }
+}
+
+#[inline]
+fn divide(n: u64, by: u64, shift: Option<u32>) -> (u64, u64) {
+    match shift {
+        Some(shift) => (n >> shift, n & (by - 1)),
+        None => (n / by, n % by),
+    }
+}
