@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use dm_table::Sectors;
 
@@ -93,15 +93,16 @@ pub struct Component {
     pub size: Sectors,
     /// What the device can do.
     pub limits: Limits,
-    /// Whether the file is open for reading alone.
+    /// Whether the file is open for reading alone. False does not make a disk writable: a read-only disk may
+    /// share the component of a writable one.
     pub read_only: bool,
     /// Direct or buffered.
     pub access: Access,
-    /// What the user should know although it refuses nothing, a sentence each.
+    /// What the user should know although it refuses nothing, to be printed after the path.
     pub warnings: Vec<String>,
-    /// The writable opening of the same component by this process. It keeps that description's locks for as
-    /// long as this reader lives.
-    pub(super) promoted: OnceLock<File>,
+    /// The writable opening of the same component by this process. Its locks exclude other writers for this
+    /// reader too, so it lives as long as the reader.
+    pub(super) writer: OnceLock<Arc<Component>>,
 }
 
 impl Component {

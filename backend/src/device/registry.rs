@@ -1,20 +1,28 @@
 //! The components of a process, each opened once.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
-use dm_table::Sectors;
+use super::component::{Access, Cache, Component, Identity, Options};
+use super::error::OpenError;
+use super::locks;
+use super::lookup::{self, Located};
+use super::open;
 
-use super::{Access, Component, Identity, Kind, Limits, OpenError, Options};
-
-/// The components that this process has open, by identity.
+/// The components that a process has open, by identity.
+///
+/// There must be one registry to a process: to a second one the first one's locks are those of a stranger.
+/// The registry keeps nothing open; a component is closed when the last disk that uses it drops it.
 #[derive(Debug, Default)]
 pub struct Registry {
-    open: HashMap<Identity, Weak<Component>>,
+    open: HashMap<Identity, Openings>,
+}
+
+/// The openings of one component.
+#[derive(Debug, Default)]
+struct Openings {
+    writer: Weak<Component>,
+    reader: Weak<Component>,
 }
 
 impl Registry {
@@ -23,48 +31,67 @@ impl Registry {
         Registry::default()
     }
 
-    /// Opens the component that a table names, or gives the one that is open already.
+    /// Opens the component that a table names, or gives the opening that serves for this use too.
+    ///
+    /// `text` is the device text of the table line. `major_minor` is its `%u:%u` form where it has exactly that
+    /// form; it is looked up as a number then, and otherwise as a path (dm's `dm_devt_from_path`). Regular
+    /// files are an extension.
+    ///
+    /// A component that is open writable serves read-only users as well. One that is open for reading is
+    /// opened a second time for a writer, under the locks of the same process.
     pub fn open(
         &mut self,
         text: &str,
-        _major_minor: Option<(u64, u64)>,
+        major_minor: Option<(u64, u64)>,
         opts: &Options,
     ) -> Result<Arc<Component>, OpenError> {
-        let path = PathBuf::from(text);
-        let io = |doing| {
-            let path = path.clone();
-            move |source| OpenError::Io { path, doing, source }
-        };
-        let mut file = OpenOptions::new().read(true).write(!opts.read_only).open(&path).map_err(io("open"))?;
-        let meta = file.metadata().map_err(io("stat"))?;
-        let identity = Identity::File { dev: meta.dev(), inode: meta.ino() };
-        if let Some(component) = self.open.get(&identity).and_then(Weak::upgrade) {
-            return Ok(component);
+        let located = lookup::locate(text, major_minor)?;
+        self.open.retain(|_, openings| openings.writer.strong_count() + openings.reader.strong_count() > 0);
+        let openings = self.open.entry(located.identity).or_default();
+        let reader = openings.reader.upgrade();
+        let shared = openings.writer.upgrade().or_else(|| reader.clone().filter(|_| opts.read_only));
+        if let Some(component) = shared {
+            return fits(&component, &located, opts.cache).map(|()| component);
         }
-        let size = Sectors::from_bytes_floor(file.seek(SeekFrom::End(0)).map_err(io("seek"))?);
-        let limits = Limits {
-            logical_block: 512,
-            physical_block: 4096,
-            alignment_offset: 0,
-            io_min: 0,
-            io_opt: 0,
-            discard: None,
-            write_zeroes: false,
+        let component = match &reader {
+            None => Arc::new(open::open(&located, opts)?),
+            Some(reader) => beside(reader, &located, opts)?,
         };
-        let component = Arc::new(Component {
-            file,
-            name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
-            path,
-            kind: Kind::File,
-            identity,
-            size,
-            limits,
-            read_only: opts.read_only,
-            access: Access::Buffered,
-            warnings: Vec::new(),
-            promoted: OnceLock::new(),
-        });
-        self.open.insert(identity, Arc::downgrade(&component));
+        let opening = if opts.read_only { &mut openings.reader } else { &mut openings.writer };
+        *opening = Arc::downgrade(&component);
         Ok(component)
     }
+}
+
+/// Opens a writer beside this process's own reader. The reader's locks cannot be told from a stranger's, so
+/// those that exclude a writer are given up; from then on the writer's locks, which the reader keeps alive,
+/// stand for both. A stranger who writes in between makes the opening fail.
+fn beside(reader: &Arc<Component>, located: &Located, opts: &Options) -> Result<Arc<Component>, OpenError> {
+    let io_error = |source| OpenError::Io { path: located.path.clone(), doing: "cannot change its locks", source };
+    // A file system without locks has already been warned of, and there is nothing to give up.
+    let locked = locks::let_writer_in(&reader.file).is_ok();
+    match open::open(located, opts) {
+        Ok(writer) => {
+            let writer = Arc::new(writer);
+            // Never set before: a writer that a reader keeps alive is found by its Weak and shared.
+            let _ = reader.writer.set(Arc::clone(&writer));
+            Ok(writer)
+        }
+        Err(error) => {
+            if locked {
+                locks::shut_writers_out(&reader.file).map_err(io_error)?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Whether an opening that exists is what a further user asks for.
+fn fits(component: &Component, located: &Located, cache: Cache) -> Result<(), OpenError> {
+    let why = match (cache, component.access) {
+        (Cache::Direct, Access::Buffered) => "this process has it open through the page cache already",
+        (Cache::Buffered, Access::Direct { .. }) => "this process has it open with direct I/O already",
+        _ => return Ok(()),
+    };
+    Err(OpenError::Conflict { path: located.path.clone(), why: why.into() })
 }

@@ -1,0 +1,204 @@
+//! Who else on this machine uses a device or an image file: mounts, swap, holders and loop devices.
+//!
+//! For block devices the kernel has the last word (an exclusive open), but only says EBUSY; this module finds
+//! the reason. For image files nothing but this module stands between a guest and a mounted file system.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::component::Identity;
+use super::proc::{self, Mount};
+use super::sysfs::{self, Disk};
+
+/// Mounts that are named for one device; the rest is counted.
+const MOST_NAMED: usize = 3;
+
+/// Depth to which holders of holders are followed to their mounts (disk, md, LUKS, LVM, and some to spare).
+const HOLDER_DEPTH: u32 = 8;
+
+/// A use of a device or file by this machine that excludes serving it writable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    /// What the use is, with the name of the mount: `"mounted on /srv (ext4)"`.
+    pub what: String,
+    /// Whether the machine may change the data.
+    pub writes: bool,
+    /// What ends the use: `"umount /srv"`.
+    pub release: String,
+}
+
+/// The claims on a block device, on its partitions and on the disk that it is a partition of.
+pub(super) fn of_block(disk: &Disk, identity: Identity) -> Vec<Claim> {
+    let host = Host::look();
+    let mut claims = host.direct(disk);
+    for partition in disk.partitions() {
+        let prefix = format!("its partition {} is ", partition.name());
+        claims.extend(host.direct(&partition).into_iter().map(|claim| claim.prefixed(&prefix)));
+    }
+    if let Some(whole) = disk.whole() {
+        let prefix = format!("the whole disk {} is ", whole.name());
+        claims.extend(host.direct(&whole).into_iter().map(|claim| claim.prefixed(&prefix)));
+    }
+    claims.extend(host.loops(identity));
+    claims
+}
+
+/// The claims on an image file.
+pub(super) fn of_file(identity: Identity) -> Vec<Claim> {
+    let host = Host::look();
+    let mut claims = host.loops(identity);
+    claims.extend(host.swap(identity));
+    claims
+}
+
+impl Claim {
+    fn prefixed(mut self, prefix: &str) -> Claim {
+        self.what.insert_str(0, prefix);
+        self
+    }
+}
+
+/// The machine's state at one moment.
+struct Host {
+    mounts: Vec<Mount>,
+    swaps: Vec<(PathBuf, Identity)>,
+}
+
+impl Host {
+    fn look() -> Host {
+        let swaps = proc::swaps().into_iter().filter_map(|path| Some((path.clone(), identity(&path)?)));
+        Host { mounts: proc::mounts(), swaps: swaps.collect() }
+    }
+
+    /// Claims on exactly this device.
+    fn direct(&self, disk: &Disk) -> Vec<Claim> {
+        let mut claims: Vec<Claim> = self.mounted(disk).into_iter().collect();
+        if let Some(number) = disk.number().and_then(|number| parse_number(&number)) {
+            claims.extend(self.swap(Identity::Block { rdev: rustix::fs::makedev(number.0, number.1) }));
+        }
+        claims.extend(disk.holders().iter().map(|holder| self.held(holder)));
+        claims
+    }
+
+    fn mounted(&self, disk: &Disk) -> Option<Claim> {
+        let number = disk.number()?;
+        let mut mounts: Vec<&Mount> = self.mounts.iter().filter(|mount| mount.dev == number).collect();
+        // btrfs is mounted with a number of its own; its devices are known by name.
+        let siblings = sysfs::btrfs_devices(&disk.name());
+        if mounts.is_empty() && !siblings.is_empty() {
+            let nodes: Vec<PathBuf> = siblings.iter().filter_map(|name| Disk::named(name)?.node()).collect();
+            let is_ours = |mount: &&Mount| {
+                let source = fs::canonicalize(&mount.source).unwrap_or_else(|_| mount.source.clone());
+                mount.fs_type == "btrfs" && nodes.contains(&source)
+            };
+            mounts = self.mounts.iter().filter(is_ours).collect();
+            if mounts.is_empty() {
+                let what = format!("part of a mounted btrfs ({})", siblings.join(", "));
+                return Some(Claim { what, writes: true, release: "unmount that btrfs".into() });
+            }
+        }
+        let first = mounts.first()?;
+        let fs_type = first.fs_type.clone();
+        let writes = mounts.iter().any(|mount| !mount.read_only);
+        let places = name_some(mounts.iter().map(|mount| mount.at.display().to_string()).collect());
+        Some(Claim {
+            what: format!("mounted on {places} ({fs_type})"),
+            writes,
+            release: format!("umount {}", first.at.display()),
+        })
+    }
+
+    fn swap(&self, identity: Identity) -> Option<Claim> {
+        let (path, _) = self.swaps.iter().find(|(_, swap)| *swap == identity)?;
+        let path = path.display();
+        Some(Claim { what: format!("active swap ({path})"), writes: true, release: format!("swapoff {path}") })
+    }
+
+    fn held(&self, holder: &Disk) -> Claim {
+        let what = format!("held by {} ({})", holder.name(), holder.kind());
+        let release = format!("stop {} ({})", holder.name(), holder.kind());
+        match self.mounts_above(holder, HOLDER_DEPTH) {
+            Some(mounted) => Claim {
+                what: format!("{what}, {}", mounted.what),
+                release: format!("{}, then {release}", mounted.release),
+                writes: true,
+            },
+            None => Claim { what, release, writes: true },
+        }
+    }
+
+    fn mounts_above(&self, disk: &Disk, depth: u32) -> Option<Claim> {
+        let here = self.mounted(disk);
+        if here.is_some() || depth == 0 {
+            return here;
+        }
+        let above = disk.holders().into_iter().chain(disk.partitions());
+        above.filter_map(|disk| self.mounts_above(&disk, depth - 1)).next()
+    }
+
+    /// Loop devices over this file or device, however their path spells it.
+    fn loops(&self, of: Identity) -> Vec<Claim> {
+        let loops = sysfs::loops();
+        let ours = loops.iter().filter(|disk| disk.loop_backing().is_some_and(|path| identity(&path) == Some(of)));
+        ours.filter_map(|disk| self.loop_claim(disk)).collect()
+    }
+
+    fn loop_claim(&self, disk: &Disk) -> Option<Claim> {
+        let name = disk.name();
+        let detach = format!("losetup -d /dev/{name}");
+        let partitions = disk.partitions().into_iter().flat_map(|partition| {
+            let prefix = format!("whose partition {} is ", partition.name());
+            self.direct(&partition).into_iter().map(move |claim| claim.prefixed(&prefix))
+        });
+        let whole = self.direct(disk).into_iter().map(|claim| claim.prefixed("which is "));
+        let claims: Vec<Claim> = whole.chain(partitions).collect();
+        if claims.is_empty() {
+            // A read-only loop device that nobody uses neither changes the file nor relies on it.
+            let writable = !disk.is_read_only();
+            let what = format!("the backing file of the loop device {name}");
+            return writable.then_some(Claim { what, writes: true, release: detach });
+        }
+        let uses: Vec<&str> = claims.iter().map(|claim| claim.what.as_str()).collect();
+        let releases: Vec<&str> = claims.iter().map(|claim| claim.release.as_str()).collect();
+        Some(Claim {
+            what: format!("the backing file of the loop device {name}, {}", uses.join(" and ")),
+            writes: claims.iter().any(|claim| claim.writes),
+            release: format!("{}, then {detach}", releases.join(" and ")),
+        })
+    }
+}
+
+/// What a path leads to, if it is a file or a block device.
+fn identity(path: &Path) -> Option<Identity> {
+    let meta = fs::metadata(path).ok()?;
+    match meta.file_type() {
+        kind if kind.is_block_device() => Some(Identity::Block { rdev: meta.rdev() }),
+        kind if kind.is_file() => Some(Identity::File { dev: meta.dev(), inode: meta.ino() }),
+        _ => None,
+    }
+}
+
+fn parse_number(number: &str) -> Option<(u32, u32)> {
+    let (major, minor) = number.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn name_some(mut names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(MOST_NAMED);
+    names.truncate(MOST_NAMED);
+    let names = names.join(", ");
+    if more == 0 { names } else { format!("{names} and {more} more") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_of_mounts_are_cut() {
+        let names = |count: usize| (0..count).map(|n| format!("/m{n}")).collect::<Vec<_>>();
+        assert_eq!(name_some(names(3)), "/m0, /m1, /m2");
+        assert_eq!(name_some(names(5)), "/m0, /m1, /m2 and 2 more");
+    }
+}

@@ -1,0 +1,221 @@
+//! Image locks between processes, byte for byte as QEMU takes them on its image files.
+//!
+//! QEMU announces what it does with an image by shared open-file-description locks on single bytes: byte
+//! 100 + n says "I use permission n", byte 200 + n says "nobody else may use permission n" (QEMU's
+//! `block/file-posix.c` and `docs/system/qemu-block-drivers`, "Disk image file locking"). Whoever comes takes
+//! its own bytes first and then looks for a byte of someone else that excludes it, so of two that come
+//! together at least one gives way. No byte is ever locked for writing: a lock that is, by whatever program,
+//! excludes us too.
+//!
+//! The locks belong to the open file description, which is also the one that I/O goes through. They end when
+//! the kernel drops its last reference to it and not before, so a write that is still in flight after its
+//! process died keeps the next owner out.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+
+use nix::fcntl::{FcntlArg, fcntl};
+
+const PERMISSION_BASE: i64 = 100;
+const UNSHARED_BASE: i64 = 200;
+
+/// A permission of QEMU's block layer (`BLK_PERM_*`), by its bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Permission {
+    ConsistentRead = 0,
+    Write = 1,
+    Resize = 3,
+}
+
+impl Permission {
+    fn used_byte(self) -> i64 {
+        PERMISSION_BASE + self as i64
+    }
+
+    fn unshared_byte(self) -> i64 {
+        UNSHARED_BASE + self as i64
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::ConsistentRead => "reading",
+            Self::Write => "writing",
+            Self::Resize => "resizing",
+        }
+    }
+}
+
+/// What nobody else may do while we serve an image, writable or not: a virtual machine's disk in QEMU
+/// (share-rw=off) excludes writers, an export of qemu-storage-daemon excludes resizing; a map needs both.
+const UNSHARED: [Permission; 2] = [Permission::Write, Permission::Resize];
+
+/// What we do with an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    Read,
+    Write,
+}
+
+impl Use {
+    fn permissions(self) -> &'static [Permission] {
+        match self {
+            Self::Read => &[Permission::ConsistentRead],
+            Self::Write => &[Permission::ConsistentRead, Permission::Write],
+        }
+    }
+}
+
+/// Why the locks were not taken.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// Someone else's lock excludes our use.
+    Held {
+        /// What the other one does or forbids, and who it is where that could be found.
+        why: String,
+        /// Whether we may still read.
+        readable: bool,
+    },
+    /// The file system has no locks.
+    Unsupported(io::Error),
+}
+
+/// Takes the locks for `usage` on the description of `file` and looks for others that exclude it. On a
+/// refusal the caller closes the file, which gives back what was taken.
+pub(super) fn acquire(file: &File, usage: Use) -> Result<(), Refusal> {
+    let used = usage.permissions().iter().map(|permission| permission.used_byte());
+    let unshared = UNSHARED.iter().map(|permission| permission.unshared_byte());
+    for byte in used.chain(unshared) {
+        set(file, byte, libc::F_RDLCK).map_err(|error| match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => {
+                Refusal::Held { why: format!("the whole file is locked by {}", holder(file, byte)), readable: false }
+            }
+            _ => Refusal::Unsupported(error),
+        })?;
+    }
+    check(file, usage)
+}
+
+/// Looks for locks of other descriptions that exclude `usage`.
+fn check(file: &File, usage: Use) -> Result<(), Refusal> {
+    for permission in UNSHARED {
+        if is_locked(file, permission.used_byte())? {
+            let holder = holder(file, permission.used_byte());
+            let why = format!("{holder} has it open for {}", permission.name());
+            return Err(Refusal::Held { why, readable: false });
+        }
+    }
+    for permission in usage.permissions() {
+        if is_locked(file, permission.unshared_byte())? {
+            let holder = holder(file, permission.unshared_byte());
+            let why = format!("{holder} has it open and allows no one else {}", permission.name());
+            return Err(Refusal::Held { why, readable: *permission == Permission::Write });
+        }
+    }
+    Ok(())
+}
+
+/// Lets a writer of this same process come beside a reader: the reader's refusal of writers is given up.
+pub(super) fn let_writer_in(reader: &File) -> io::Result<()> {
+    UNSHARED.iter().try_for_each(|permission| set(reader, permission.unshared_byte(), libc::F_UNLCK))
+}
+
+/// Takes back [`let_writer_in`]. Shared locks cannot be refused for other shared ones, so this fails only
+/// where the file system fails.
+pub(super) fn shut_writers_out(reader: &File) -> io::Result<()> {
+    UNSHARED.iter().try_for_each(|permission| set(reader, permission.unshared_byte(), libc::F_RDLCK))
+}
+
+fn lock_of(byte: i64, kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte,
+        l_len: 1,
+        // Open-file-description locks demand zero here.
+        l_pid: 0,
+    }
+}
+
+fn set(file: &File, byte: i64, kind: libc::c_int) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock_of(byte, kind)))?;
+    Ok(())
+}
+
+/// Whether another description has any lock on the byte.
+fn is_locked(file: &File, byte: i64) -> Result<bool, Refusal> {
+    let mut lock = lock_of(byte, libc::F_WRLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).map_err(|errno| Refusal::Unsupported(errno.into()))?;
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+/// A process, for people.
+struct Process {
+    id: u32,
+    command: String,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({})", self.id, self.command)
+    }
+}
+
+/// The process that locks a byte of the file. The kernel does not tell it with the lock, so it is looked for
+/// among the processes that this user may look into.
+fn holder(file: &File, byte: i64) -> String {
+    find_holder(file, byte).map_or_else(|| "another process".to_owned(), |process| process.to_string())
+}
+
+fn find_holder(file: &File, byte: i64) -> Option<Process> {
+    let meta = file.metadata().ok()?;
+    let inode = (meta.dev(), meta.ino());
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let id = ids.find(|id| {
+        let own = (*id == std::process::id()).then(|| file.as_raw_fd());
+        locks_byte(*id, inode, byte, own)
+    })?;
+    let command = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+    Some(Process { id, command: command.trim_end().to_owned() })
+}
+
+/// Whether a descriptor of the process, other than `except`, has a lock over the byte of the inode.
+fn locks_byte(process: u32, inode: (u64, u64), byte: i64, except: Option<RawFd>) -> bool {
+    let directory = format!("/proc/{process}/fd");
+    let Ok(descriptors) = fs::read_dir(&directory) else { return false };
+    let numbers = descriptors.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
+    numbers.filter(|number| Some(*number) != except).any(|number| {
+        let of_inode =
+            fs::metadata(format!("{directory}/{number}")).is_ok_and(|meta| (meta.dev(), meta.ino()) == inode);
+        let info = if of_inode { fs::read_to_string(format!("/proc/{process}/fdinfo/{number}")).ok() } else { None };
+        info.is_some_and(|info| info.lines().any(|line| covers(line, byte)))
+    })
+}
+
+/// Whether an fdinfo line (`lock:\t1: OFDLCK ADVISORY  READ -1 fe:00:1042 100 101`) is a lock over the byte.
+fn covers(line: &str, byte: i64) -> bool {
+    let Some(lock) = line.strip_prefix("lock:") else { return false };
+    let mut fields = lock.split_ascii_whitespace().rev();
+    let (end, start) = (fields.next(), fields.next());
+    let Some(start) = start.and_then(|start| start.parse::<i64>().ok()) else { return false };
+    let end = end.and_then(|end| if end == "EOF" { Some(i64::MAX) } else { end.parse().ok() });
+    end.is_some_and(|end| (start..=end).contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_line_of_fdinfo_is_read() {
+        let line = "lock:\t1: OFDLCK ADVISORY  READ -1 fe:00:10010671 100 101";
+        assert!(covers(line, 100) && covers(line, 101));
+        assert!(!covers(line, 99) && !covers(line, 102));
+        assert!(covers("lock:\t1: POSIX  ADVISORY  WRITE 7 fe:00:1 0 EOF", 201));
+        assert!(!covers("pos:\t101", 101));
+        assert!(!covers("lock:", 0));
+    }
+}

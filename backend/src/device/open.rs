@@ -1,0 +1,199 @@
+//! Opening a component that has been found: claims, locks, facts.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::claims::{self, Claim};
+use super::component::{Component, Kind, Options};
+use super::error::OpenError;
+use super::locks::{self, Refusal, Use};
+use super::lookup::{self, Located};
+use super::sysfs::Disk;
+use super::{access, facts};
+
+/// Opens what was found, or says why it must not be served in the way that `opts` asks for.
+pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenError> {
+    let disk = match located.kind {
+        Kind::Block { major, minor } => Disk::numbered(major, minor),
+        Kind::File => None,
+    };
+    let mut warnings = Vec::new();
+    check_claims(located, disk.as_ref(), opts.read_only, &mut warnings)?;
+    let file = open_file(located, opts.read_only)?;
+    take_locks(&file, located, opts.read_only, &mut warnings)?;
+
+    let path = &located.path;
+    let io_error = |doing| {
+        let path = path.clone();
+        move |source: io::Error| OpenError::Io { path, doing, source }
+    };
+    let bytes = facts::size_in_bytes(&file).map_err(io_error("cannot find its size"))?;
+    let size = facts::whole_sectors(bytes, &mut warnings);
+    if size.is_zero() {
+        return Err(OpenError::Empty { path: path.clone(), why: emptiness(located.kind, bytes) });
+    }
+    let limits = match located.kind {
+        Kind::Block { .. } => {
+            facts::of_block(&file, disk.as_ref(), &mut warnings).map_err(io_error("cannot find its block sizes"))?
+        }
+        Kind::File => facts::of_file(&file, &located.stat, bytes, opts.read_only),
+    };
+    let access = access::choose(&file, opts.cache, limits.logical_block)
+        .map_err(|why| OpenError::NoDirectIo { path: path.clone(), why })?;
+    let name = match &disk {
+        Some(disk) => disk.name(),
+        None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+    };
+    Ok(Component {
+        file,
+        name,
+        path: path.clone(),
+        kind: located.kind,
+        identity: located.identity,
+        size,
+        limits,
+        read_only: opts.read_only,
+        access,
+        warnings,
+        writer: OnceLock::new(),
+    })
+}
+
+fn emptiness(kind: Kind, bytes: u64) -> String {
+    match (kind, bytes) {
+        (Kind::Block { .. }, _) => "the device has no sectors (no medium, or nothing attached)".into(),
+        (Kind::File, 0) => "the file is empty".into(),
+        (Kind::File, _) => format!("the file has {bytes} bytes, less than a sector"),
+    }
+}
+
+/// Refuses writable serving of what this machine uses or has write-protected. Reading such a device harms
+/// nobody, but a guest may see it change under its feet.
+fn check_claims(
+    located: &Located,
+    disk: Option<&Disk>,
+    read_only: bool,
+    warnings: &mut Vec<String>,
+) -> Result<(), OpenError> {
+    let claims = match (located.kind, disk) {
+        (Kind::File, _) => claims::of_file(located.identity),
+        (Kind::Block { .. }, Some(disk)) => claims::of_block(disk, located.identity),
+        (Kind::Block { .. }, None) => Vec::new(),
+    };
+    if read_only {
+        let changing = claims.iter().filter(|claim| claim.writes);
+        warnings.extend(changing.map(|claim| format!("it is {}, so it may change while it is served", claim.what)));
+        return Ok(());
+    }
+    if !claims.is_empty() {
+        return Err(claimed(located, &claims));
+    }
+    if disk.is_some_and(Disk::is_read_only) {
+        return Err(OpenError::ReadOnly { path: located.path.clone(), why: "the device is write-protected".into() });
+    }
+    Ok(())
+}
+
+fn claimed(located: &Located, claims: &[Claim]) -> OpenError {
+    let mut releases: Vec<String> = claims.iter().map(|claim| format!("`{}`", claim.release)).collect();
+    releases.dedup();
+    OpenError::Claimed {
+        path: located.path.clone(),
+        reasons: claims.iter().map(|claim| format!("it is {}", claim.what)).collect(),
+        help: format!("{} first, or use --read-only", releases.join(" and ")),
+    }
+}
+
+/// Opens exactly the object that was found, and checks that it is.
+fn open_file(located: &Located, read_only: bool) -> Result<File, OpenError> {
+    let mut flags = OFlags::CLOEXEC | if read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    flags |= match located.kind {
+        // The claim that mounts, md, dm and swap make too: each excludes all others, and while we have it the
+        // machine can neither mount the device nor put anything on it.
+        Kind::Block { .. } if !read_only => OFlags::EXCL,
+        Kind::Block { .. } => OFlags::empty(),
+        // Another process's lease must not make us wait.
+        Kind::File => OFlags::NONBLOCK,
+    };
+    let file = reopen(located, flags).map_err(|errno| refused(located, read_only, errno))?;
+    let io_error =
+        |errno: Errno| OpenError::Io { path: located.path.clone(), doing: "cannot be opened", source: errno.into() };
+    let stat = rustix::fs::fstat(&file).map_err(io_error)?;
+    if !lookup::classify(&stat).is_ok_and(|(_, identity)| identity == located.identity) {
+        return Err(io_error(Errno::STALE));
+    }
+    // An asynchronous engine may take O_NONBLOCK as a wish to get EAGAIN instead of an answer.
+    rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(io_error)?;
+    Ok(file)
+}
+
+fn reopen(located: &Located, flags: OFlags) -> rustix::io::Result<File> {
+    let exact = PathBuf::from(format!("/proc/self/fd/{}", located.handle.as_raw_fd()));
+    let opened = match rustix::fs::open(&exact, flags, Mode::empty()) {
+        // No /proc here: by the path, whose end is compared afterwards.
+        Err(Errno::NOENT | Errno::NOTDIR) => rustix::fs::open(&located.path, flags | OFlags::NONBLOCK, Mode::empty()),
+        opened => opened,
+    };
+    opened.map(File::from)
+}
+
+/// What an errno of the opening means for the user.
+fn refused(located: &Located, read_only: bool, errno: Errno) -> OpenError {
+    let path = located.path.clone();
+    let readable = || !read_only && reopen(located, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK).is_ok();
+    match errno {
+        Errno::ROFS => OpenError::ReadOnly {
+            path,
+            why: match located.kind {
+                Kind::File => "its file system is mounted read-only".into(),
+                Kind::Block { .. } => "the device is write-protected".into(),
+            },
+        },
+        Errno::ACCESS | Errno::PERM => OpenError::Denied {
+            path,
+            mode: if read_only { "reading" } else { "reading and writing" },
+            source: errno.into(),
+            readable: readable(),
+        },
+        Errno::BUSY => OpenError::Claimed {
+            path,
+            reasons: vec![
+                "the kernel has it claimed for another exclusive user (a mount in another mount namespace, or a \
+                 process that serves it too)"
+                    .into(),
+            ],
+            help: "end that use first, or use --read-only".into(),
+        },
+        Errno::TXTBSY => OpenError::Claimed {
+            path,
+            reasons: vec!["it is a program that is running, or active swap".into()],
+            help: "end that use first, or use --read-only".into(),
+        },
+        Errno::WOULDBLOCK => OpenError::Claimed {
+            path,
+            reasons: vec!["another process has a lease on it (a file server, often)".into()],
+            help: "try again, or end that use".into(),
+        },
+        _ => OpenError::Io { path, doing: "cannot be opened", source: errno.into() },
+    }
+}
+
+fn take_locks(file: &File, located: &Located, read_only: bool, warnings: &mut Vec<String>) -> Result<(), OpenError> {
+    let (usage, mode) = if read_only { (Use::Read, "read-only") } else { (Use::Write, "writable") };
+    match locks::acquire(file, usage) {
+        Ok(()) => Ok(()),
+        Err(Refusal::Held { why, readable }) => {
+            Err(OpenError::Locked { path: located.path.clone(), mode, why, readable: readable && !read_only })
+        }
+        Err(Refusal::Unsupported(error)) => {
+            warnings.push(format!("it cannot be locked against other processes ({error})"));
+            Ok(())
+        }
+    }
+}
