@@ -21,14 +21,23 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod concise;
 mod diagnostic;
+mod lexer;
+mod line;
+mod names;
+mod order;
 mod params;
+mod parse;
+mod plain;
 mod sectors;
 mod source;
 mod table;
 
 pub use diagnostic::{Diagnostic, Severity};
-pub use params::{DevRef, ErrorTarget, Linear, Stripe, Striped, Target};
+pub use order::MapperNames;
+pub use params::{DevRef, ErrorTarget, Linear, Stripe, Striped, Target, target_types};
+pub use parse::{Format, parse};
 pub use sectors::{SECTOR_SIZE, Sectors};
 pub use source::{Source, Span};
-pub use table::{Device, Format, Line, Table, TableFile, parse};
+pub use table::{Device, Line, Table, TableFile};

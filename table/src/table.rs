@@ -3,29 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{DevRef, Diagnostic, Sectors, Source, Span, Target};
-
-/// Which of the two forms a text has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// Find out from the text.
-    #[default]
-    Auto,
-    /// One table, one line per target: what `dmsetup create` reads.
-    Plain,
-    /// `name,uuid,minor,flags,table[,table]…[;…]`: what `dmsetup create --concise` reads.
-    Concise,
-}
-
-/// Parses a text; the first thing wrong with it, in the order in which dmsetup and the kernel look, is the error.
-pub fn parse(source: Arc<Source>, format: Format) -> Result<TableFile, Diagnostic> {
-    let _ = format;
-    Err(Diagnostic::error(
-        &source,
-        Span::default(),
-        "parser not here yet",
-    ))
-}
+use crate::concise::Concise;
+use crate::params::DeviceName;
+use crate::{DevRef, Sectors, Source, Span, Target, names};
 
 /// All that one text holds.
 #[derive(Clone, Debug)]
@@ -37,14 +17,13 @@ pub struct TableFile {
 }
 
 impl TableFile {
-    /// Indices into `devices` such that a device comes before those that name it as `/dev/mapper/NAME`.
-    pub fn load_order(&self) -> Result<Vec<usize>, Diagnostic> {
-        Ok((0..self.devices.len()).collect())
-    }
-
-    /// One line, as `dmsetup table --concise` prints it.
+    /// All devices on one line, as `dmsetup table --concise` prints them: `name,uuid,minor,ro|rw,table[,table]…`,
+    /// separated by `;`. Device names within tables are as the user gave them.
+    ///
+    /// [`parse`](crate::parse) with [`Format::Concise`](crate::Format::Concise) reads it back, but for a device
+    /// without a name (of a plain file), whose name field is empty.
     pub fn display_concise(&self) -> impl fmt::Display + '_ {
-        ""
+        Concise(self)
     }
 }
 
@@ -65,6 +44,14 @@ pub struct Device {
     pub table: Table,
 }
 
+impl Device {
+    /// The name as it stands under `/dev/mapper/`: bytes other than `0-9A-Za-z#+-.:=@_` as `\xNN`. It is fit
+    /// for a file name. `None` where the device has no name.
+    pub fn mapper_name(&self) -> Option<String> {
+        self.name.as_deref().and_then(names::mapper_name)
+    }
+}
+
 /// Lines that follow on each other from sector 0. May be empty, as dmsetup accepts a device without a table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Table {
@@ -75,9 +62,7 @@ pub struct Table {
 impl Table {
     /// The device's size in sectors: where the last line ends.
     pub fn len(&self) -> Sectors {
-        self.lines.last().map_or(Sectors::ZERO, |line| {
-            Sectors::new(line.start.get().saturating_add(line.len.get()))
-        })
+        self.lines.last().map_or(Sectors::ZERO, |line| Sectors::new(line.start.get().saturating_add(line.len.get())))
     }
 
     /// Whether there is no line.
@@ -87,21 +72,37 @@ impl Table {
 
     /// Every device that the table names, in order, as often as it is named.
     pub fn device_refs(&self) -> impl Iterator<Item = &DevRef> {
-        std::iter::empty()
+        self.lines.iter().flat_map(|line| line.target.device_refs())
     }
 
-    /// The table with `name` deciding how each device is written.
-    pub fn display_with<'a>(
-        &'a self,
-        name: &'a dyn Fn(&DevRef) -> String,
-    ) -> impl fmt::Display + 'a {
-        let _ = name;
-        ""
+    /// The table as `dmsetup table` prints it, with `name` deciding how each device is written.
+    pub fn display_with<'a>(&'a self, name: &'a dyn Fn(&DevRef) -> String) -> impl fmt::Display + 'a {
+        Printed { table: self, name }
     }
 }
 
 impl fmt::Display for Table {
-    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// As `dmsetup table` prints it, with devices as the user gave them: lines joined by line ends, and one
+    /// blank after the type even where no argument follows.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Printed { table: self, name: &|dev| dev.text.clone() }.fmt(f)
+    }
+}
+
+struct Printed<'a> {
+    table: &'a Table,
+    name: &'a DeviceName<'a>,
+}
+
+impl fmt::Display for Printed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, line) in self.table.lines.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{} {} {} ", line.start, line.len, line.target.type_name())?;
+            line.target.print(f, self.name)?;
+        }
         Ok(())
     }
 }

@@ -1,64 +1,134 @@
-//! What stands after a target's type, one module per target.
+//! What stands after a target's type: one module for each target, and the list of them.
+//!
+//! To add a target: write its module (a type that implements [`Params`], with its own error enum) and add its
+//! line to the list at [`targets!`].
 
+mod args;
+mod device;
 mod error;
 mod linear;
 mod striped;
+mod zero;
 
+use std::fmt;
+
+pub(crate) use args::{Args, Fault};
+pub use device::DevRef;
 pub use error::ErrorTarget;
 pub use linear::Linear;
 pub use striped::{Stripe, Striped};
 
-use crate::source::Span;
+/// How a device is written when a table is printed.
+pub(crate) type DeviceName<'a> = dyn Fn(&DevRef) -> String + 'a;
 
-/// A device as the table names it: a path, `MAJOR:MINOR`, or `/dev/mapper/NAME` for another device of the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DevRef {
-    /// The text as the user wrote it.
-    pub text: String,
-    /// Where it stands.
-    pub span: Span,
+/// The arguments of one target.
+pub(crate) trait Params {
+    /// The type as a table line has it.
+    const TYPE: &'static str;
+    /// A line of this type, to show what is expected.
+    const USAGE: &'static str;
+    /// The text of the kernel's constructor when a device cannot be had.
+    const LOOKUP_FAILED: &'static str = "Device lookup failed";
+
+    /// Checks the arguments in the order of the kernel's constructor; a device's name is left unread.
+    fn parse(args: &Args<'_>) -> Result<Self, Fault>
+    where
+        Self: Sized;
+
+    /// The `n`th device that the arguments name, counted from 0.
+    fn device(&self, n: usize) -> Option<&DevRef>;
+
+    /// The arguments as `dmsetup table` prints them, separated by one blank.
+    fn print(&self, f: &mut fmt::Formatter<'_>, name: &DeviceName<'_>) -> fmt::Result;
 }
 
-impl DevRef {
-    /// Major and minor number where the text is exactly `%u:%u`. The ranges are not checked: the kernel
-    /// refuses a major over 4095 or a minor over 1048575 with EOVERFLOW.
-    pub fn major_minor(&self) -> Option<(u64, u64)> {
-        let (major, minor) = self.text.split_once(':')?;
-        let number = |text: &str| {
-            let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-            digits.then(|| text.parse().unwrap_or(u64::MAX))
-        };
-        Some((number(major)?, number(minor)?))
-    }
-
-    /// NAME where the text is `/dev/mapper/NAME`.
-    pub fn mapper_name(&self) -> Option<&str> {
-        let name = self.text.strip_prefix("/dev/mapper/")?;
-        (!name.is_empty() && !name.contains('/')).then_some(name)
-    }
+/// A type of targets.
+pub(crate) struct Type {
+    pub(crate) name: &'static str,
+    /// A line of this type, to show what is expected.
+    pub(crate) usage: &'static str,
+    pub(crate) construct: fn(&Args<'_>) -> Result<Target, Fault>,
 }
 
-/// A target with its arguments.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+macro_rules! targets {
+    ($( $(#[$doc:meta])* $variant:ident $(($held:ident))? : $params:path ),* $(,)?) => {
+        /// A target with its arguments.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum Target {
+            $( $(#[$doc])* $variant $(($held))?, )*
+        }
+
+        const TYPES: &[Type] = &[
+            $( Type {
+                name: <$params as Params>::TYPE,
+                usage: <$params as Params>::USAGE,
+                construct: |args| {
+                    <$params as Params>::parse(args).map(|_held| targets!(@pack $variant, _held $(, $held)?))
+                },
+            }, )*
+        ];
+
+        impl Target {
+            /// The type's name, as a table line has it.
+            pub fn type_name(&self) -> &'static str {
+                match self { $( Target::$variant { .. } => <$params as Params>::TYPE, )* }
+            }
+
+            fn lookup_text(&self) -> &'static str {
+                match self { $( Target::$variant { .. } => <$params as Params>::LOOKUP_FAILED, )* }
+            }
+
+            fn device(&self, n: usize) -> Option<&DevRef> {
+                match self {
+                    $( targets!(@pack $variant, _held $(, $held)?) =>
+                        targets!(@held $params, _held $(, $held)?).device(n), )*
+                }
+            }
+
+            pub(crate) fn print(&self, f: &mut fmt::Formatter<'_>, name: &DeviceName<'_>) -> fmt::Result {
+                match self {
+                    $( targets!(@pack $variant, _held $(, $held)?) =>
+                        targets!(@held $params, _held $(, $held)?).print(f, name), )*
+                }
+            }
+        }
+    };
+    (@pack $variant:ident, $bind:ident) => { Target::$variant };
+    (@pack $variant:ident, $bind:ident, $held:ident) => { Target::$variant($bind) };
+    (@held $params:path, $bind:ident) => { $params };
+    (@held $params:path, $bind:ident, $held:ident) => { $bind };
+}
+
+targets! {
     /// A range of another device.
-    Linear(Linear),
+    Linear(Linear): linear::Linear,
     /// Chunks dealt out over several devices in turn.
-    Striped(Striped),
+    Striped(Striped): striped::Striped,
     /// Reads as zeros, forgets what is written.
-    Zero,
+    Zero: zero::Zero,
     /// Fails every read and write.
-    Error(ErrorTarget),
+    Error(ErrorTarget): error::ErrorTarget,
 }
 
 impl Target {
-    /// The type's name, as a table line has it.
-    pub fn type_name(&self) -> &'static str {
-        match self {
-            Target::Linear(_) => "linear",
-            Target::Striped(_) => "striped",
-            Target::Zero => "zero",
-            Target::Error(_) => "error",
-        }
+    /// The devices that the arguments name, in order, as often as they are named.
+    pub fn device_refs(&self) -> impl Iterator<Item = &DevRef> {
+        (0..).map_while(|n| self.device(n))
     }
+
+    /// The kernel's text for a device that cannot be had: `linear: Device lookup failed (-ENOENT)`.
+    /// `errno` is a symbolic name without a sign, as `ENOENT`.
+    pub fn lookup_failed(&self, errno: &str) -> String {
+        format!("{}: {} (-{errno})", self.type_name(), self.lookup_text())
+    }
+}
+
+/// The types of targets that a table may have, as table lines have them.
+pub fn target_types() -> impl Iterator<Item = &'static str> {
+    TYPES.iter().map(|kind| kind.name)
+}
+
+/// The type called `name`, if there is one.
+pub(crate) fn find(name: &str) -> Option<&'static Type> {
+    TYPES.iter().find(|kind| kind.name == name)
 }

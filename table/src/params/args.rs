@@ -1,0 +1,151 @@
+//! The words after a target's type, and what can be wrong with them.
+
+use std::fmt::Display;
+use std::ops::Range;
+
+use super::DevRef;
+use crate::lexer::{self, Text};
+use crate::{Sectors, Span};
+
+/// What is expected where a target has a start sector on a device.
+const OFFSET: &str = "a decimal number of sectors, without sign, unit or 0x";
+
+/// The arguments of one line, and what a constructor knows besides them.
+pub(crate) struct Args<'a> {
+    words: Vec<&'a str>,
+    spans: Vec<Span>,
+    /// The line's length in sectors.
+    pub(crate) len: u64,
+    /// Where the length stands.
+    pub(crate) len_span: Span,
+    /// Where a further argument would stand.
+    end: Span,
+}
+
+impl<'a> Args<'a> {
+    /// Splits `params` of `text`, as the kernel does.
+    pub(crate) fn new(text: &'a Text<'_>, params: Range<usize>, len: u64, len_span: Span) -> Args<'a> {
+        let end = text.span(params.end..params.end);
+        let ranges = lexer::split_args(text.as_str(), params);
+        let (words, spans) = ranges.map(|range| (&text.as_str()[range.clone()], text.span(range))).unzip();
+        Args { words, spans, len, len_span, end }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.words.len()
+    }
+
+    /// The `n`th word; empty where there are not so many.
+    pub(crate) fn word(&self, n: usize) -> &'a str {
+        self.words.get(n).copied().unwrap_or_default()
+    }
+
+    /// Where the `n`th word stands, or the end where there are not so many.
+    pub(crate) fn span(&self, n: usize) -> Span {
+        self.spans.get(n).copied().unwrap_or(self.end)
+    }
+
+    /// The `n`th word as a device's name.
+    pub(crate) fn device(&self, n: usize) -> DevRef {
+        DevRef { text: self.word(n).to_owned(), span: self.span(n) }
+    }
+
+    /// The `n`th word as a start sector on a device.
+    pub(crate) fn offset(&self, n: usize, reason: impl Display) -> Result<Sectors, Fault> {
+        match lexer::kernel_u64(self.word(n)) {
+            Some(sector) => Ok(Sectors::new(sector)),
+            None => {
+                let fault = self.fault(n, reason).expected(OFFSET);
+                Err(match unit(self.word(n)) {
+                    Some(sectors) => fault.help(format!("sectors have 512 bytes: {} is {sectors}", self.word(n))),
+                    None => fault,
+                })
+            }
+        }
+    }
+
+    /// The `n`th word as a count: `kstrtouint`, and not 0.
+    pub(crate) fn count_from_one(&self, n: usize, reason: impl Display) -> Result<u32, Fault> {
+        match lexer::kernel_u32(self.word(n)) {
+            Some(count) if count > 0 => Ok(count),
+            _ => Err(self.fault(n, reason).expected("a decimal number from 1 to 4294967295")),
+        }
+    }
+
+    /// The `n`th word is wrong.
+    pub(crate) fn fault(&self, n: usize, reason: impl Display) -> Fault {
+        Fault {
+            reason: reason.to_string(),
+            span: self.span(n),
+            found: format!("{:?}", self.word(n)),
+            expected: None,
+            help: Vec::new(),
+        }
+    }
+
+    /// There are not `want` words: points at the first one too many, or to where the first missing one belongs.
+    pub(crate) fn wrong_count(&self, want: usize, reason: impl Display) -> Fault {
+        let found = match self.count() {
+            0 => "no arguments".to_owned(),
+            1 => "1 argument".to_owned(),
+            count => format!("{count} arguments"),
+        };
+        let mut span = self.span(want);
+        if self.count() > want {
+            span.end = self.end.end;
+        }
+        Fault { reason: reason.to_string(), span, found, expected: None, help: Vec::new() }
+    }
+}
+
+/// The sectors that a number with a unit may have meant: `10s`, `0x10`, `4K`, `1MiB`.
+fn unit(word: &str) -> Option<u64> {
+    if let Some(hex) = word.strip_prefix("0x") {
+        return u64::from_str_radix(hex, 16).ok();
+    }
+    let digits = word.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = word[..digits].parse().ok()?;
+    match word[digits..].to_ascii_lowercase().as_str() {
+        "s" => Some(number),
+        "k" | "kib" => number.checked_mul(2),
+        "m" | "mib" => number.checked_mul(2 << 10),
+        "g" | "gib" => number.checked_mul(2 << 20),
+        "t" | "tib" => number.checked_mul(2 << 30),
+        _ => None,
+    }
+}
+
+/// Why a constructor refuses its arguments.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    /// The kernel's text, without the type in front.
+    pub(crate) reason: String,
+    pub(crate) span: Span,
+    pub(crate) found: String,
+    /// Where it says more than the type's usage.
+    pub(crate) expected: Option<String>,
+    pub(crate) help: Vec<String>,
+}
+
+impl Fault {
+    pub(crate) fn found(mut self, found: impl Into<String>) -> Fault {
+        self.found = found.into();
+        self
+    }
+
+    pub(crate) fn at(mut self, span: Span) -> Fault {
+        self.span = span;
+        self
+    }
+
+    pub(crate) fn expected(mut self, expected: impl Into<String>) -> Fault {
+        self.expected = Some(expected.into());
+        self
+    }
+
+    pub(crate) fn help(mut self, help: impl Into<String>) -> Fault {
+        self.help.push(help.into());
+        self
+    }
+}
