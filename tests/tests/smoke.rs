@@ -1,0 +1,65 @@
+//! The front end of this crate against a back end that is not ours: what fails here is the test's fault.
+#![allow(missing_docs)]
+
+use dm_tests::blk::{Data, OK, Request, Shape, feature, kind};
+use dm_tests::daemon::{Daemon, qemu_storage_daemon};
+use dm_tests::vmm::{Order, Setup};
+use dm_tests::{files, rng, skip};
+
+/// Writes and reads with every shape of request, through qemu-storage-daemon.
+fn drive(setup: &Setup, seed: u64) {
+    let dir = files::memory_dir().expect("tmpfs");
+    let disk = dir.path().join("disk");
+    let socket = dir.path().join("sock");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut expect = rng::bytes(&mut rng, 1 << 20);
+    files::component(&disk, &expect);
+    let mut daemon = Daemon::spawn(qemu_storage_daemon(&disk, &socket, "threads", false));
+    let mut vmm = daemon.vmm(&socket, setup);
+    assert_eq!(vmm.config.capacity, 2048);
+    for _ in 0..300 {
+        let sectors = rng.usize(1..=64);
+        let sector = rng.usize(0..2048 - sectors);
+        let range = sector * 512..(sector + sectors) * 512;
+        let indirect = vmm.has(feature::INDIRECT) && rng.bool();
+        let shape = Shape::random(&mut rng, 16, indirect);
+        let write = rng.bool().then(|| rng::bytes(&mut rng, sectors * 512));
+        let request = Request {
+            kind: if write.is_some() { kind::OUT } else { kind::IN },
+            sector: sector as u64,
+            data: match &write {
+                Some(bytes) => Data::ToDevice(bytes),
+                None => Data::FromDevice(sectors * 512),
+            },
+        };
+        vmm.submit(0, 3, &request, &shape, &mut rng);
+        vmm.kick(0);
+        let done = vmm.wait(0);
+        assert_eq!(done.status, OK, "{request:?} {shape:?}");
+        match write {
+            Some(bytes) => expect[range].copy_from_slice(&bytes),
+            None => assert!(done.data == expect[range], "wrong bytes at {sector}"),
+        }
+    }
+    vmm.flush(0).expect("flush");
+    assert!(std::fs::read(&disk).expect("read") == expect);
+    assert!(vmm.read_all(0).expect("read") == expect);
+}
+
+#[test]
+fn qemu_storage_daemon_agrees() {
+    if std::process::Command::new("qemu-storage-daemon").arg("--version").output().is_err() {
+        return skip::skip("qemu_storage_daemon_agrees", "qemu-storage-daemon is not installed");
+    }
+    for (i, event_idx) in [true, false].into_iter().enumerate() {
+        for order in [Order::Qemu, Order::CloudHypervisor] {
+            for interrupts in [true, false] {
+                let mut setup = Setup { order, interrupts, ..Setup::default() };
+                if !event_idx {
+                    setup = setup.without(feature::EVENT_IDX);
+                }
+                drive(&setup, i as u64);
+            }
+        }
+    }
+}
