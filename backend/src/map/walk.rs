@@ -57,7 +57,7 @@ impl Map {
         Covered { map: self, next, at, left: len }
     }
 
-    fn walk<F: FnMut(Piece)>(&self, at: u64, len: u64, mut skip: u64, f: &mut F) {
+    pub(super) fn walk<F: FnMut(Piece)>(&self, at: u64, len: u64, mut skip: u64, f: &mut F) {
         for (segment, into, take) in self.covered(at, len) {
             let step = match segment {
                 Segment::Linear { dev, start } => Step::Device { dev: *dev, at: Sectors::new(start + into) },
@@ -74,7 +74,7 @@ impl Map {
         }
     }
 
-    fn walk_ranges<F: FnMut(Step, Sectors)>(&self, at: u64, len: u64, f: &mut F) {
+    pub(super) fn walk_ranges<F: FnMut(Step, Sectors)>(&self, at: u64, len: u64, f: &mut F) {
         for (segment, into, take) in self.covered(at, len) {
             match segment {
                 Segment::Linear { dev, start } => {
