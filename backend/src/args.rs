@@ -1,0 +1,209 @@
+//! The command line.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+use crate::device;
+use crate::frontend::config::Offer;
+
+/// Serve a device-mapper table as a vhost-user-blk disk.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vhost-user-dm",
+    version,
+    about = "Serve a device-mapper table as a vhost-user-blk disk",
+    long_about = "Serve a device-mapper table as a vhost-user-blk disk: a VM sees one disk, assembled from partitions, \
+                  image files and synthetic pieces, without root, kernel device-mapper or loop devices.",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub struct Args {
+    /// Something else than serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Where to serve.
+    #[command(flatten)]
+    pub listen: Listen,
+
+    /// What to serve.
+    #[command(flatten)]
+    pub load: Load,
+
+    /// Print {"type":"block",...} for management tools, and exit
+    #[arg(long)]
+    pub print_capabilities: bool,
+
+    /// How much to log.
+    #[command(flatten)]
+    pub log: Log,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Read a table file, open its devices, say what would be served and what is doubtful; serve nothing
+    Check {
+        /// Table file; - for standard input
+        #[arg(value_name = "FILE")]
+        table: PathBuf,
+        /// As when serving.
+        #[command(flatten)]
+        open: Open,
+        /// As when serving.
+        #[command(flatten)]
+        log: Log,
+    },
+}
+
+/// Where to serve: one of these.
+#[derive(Debug, Default, ClapArgs)]
+#[group(id = "listen", required = true, multiple = false)]
+pub struct Listen {
+    /// Unix socket to listen on for the front end (made anew; removed at the end)
+    #[arg(long, value_name = "PATH")]
+    pub socket_path: Option<PathBuf>,
+
+    /// Serve every named device of a concise table file, each on DIR/NAME.sock
+    #[arg(long, value_name = "DIR")]
+    pub socket_dir: Option<PathBuf>,
+
+    /// Inherited socket to serve on: a listening one, or a connected one (then the process ends with the connection)
+    #[arg(long, value_name = "FDNUM")]
+    pub fd: Option<RawFd>,
+}
+
+/// What to serve.
+#[derive(Debug, ClapArgs)]
+pub struct Load {
+    /// Table file in dmsetup's format, plain or concise; - for standard input
+    #[arg(long, value_name = "FILE", required_unless_present = "blk_file")]
+    pub table: Option<PathBuf>,
+
+    /// Serve one plain file or partition as it is, without a table
+    #[arg(long, value_name = "PATH", conflicts_with = "table")]
+    pub blk_file: Option<PathBuf>,
+
+    /// Which device of a concise table file to serve on --socket-path or --fd (default: the one that no other uses)
+    #[arg(long, value_name = "NAME", conflicts_with = "socket_dir")]
+    pub device: Option<String>,
+
+    /// How to open it.
+    #[command(flatten)]
+    pub open: Open,
+
+    /// Most request queues a front end may set up; queues that none enables cost nothing
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub num_queues: u16,
+
+    /// Largest ring a front end may set up, in entries: a power of two
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = ring_size)]
+    pub queue_size: u16,
+
+    /// Serial number of the disk, up to 20 bytes (default: the device's uuid, or its name)
+    #[arg(long, value_name = "TEXT", value_parser = serial, conflicts_with = "socket_dir")]
+    pub serial: Option<String>,
+}
+
+/// How to open component devices.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Open {
+    /// Open everything read-only; the guest sees a read-only disk
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Caching of component devices on this machine
+    #[arg(long, value_enum, default_value_t = Cache::Auto)]
+    pub cache: Cache,
+
+    /// Take the table for the concise format (name,uuid,minor,flags,table;...) without looking at it
+    #[arg(long)]
+    pub concise: bool,
+}
+
+/// See [`Open::cache`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Cache {
+    /// O_DIRECT where file system and alignment allow it, else the page cache
+    Auto,
+    /// O_DIRECT or nothing
+    Direct,
+    /// The page cache
+    Buffered,
+}
+
+/// How much to log. VHOST_USER_DM_LOG holds a filter as of env_logger, and wins.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Log {
+    /// Log more; twice: everything
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Log warnings and errors only; twice: errors only
+    #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "verbose")]
+    pub quiet: u8,
+}
+
+fn ring_size(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(n) if n.is_power_of_two() && (4..=1024).contains(&n) => Ok(n),
+        _ => Err("a ring has 4, 8, 16, ... 1024 entries".into()),
+    }
+}
+
+fn serial(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=crate::request::ID_LEN => Ok(text.to_owned()),
+        n => Err(format!("a serial number has at most {} bytes, this one has {n}", crate::request::ID_LEN)),
+    }
+}
+
+impl Load {
+    /// Queues and ring size.
+    pub fn offer(&self) -> Offer {
+        Offer { num_queues: self.num_queues, queue_size: self.queue_size }
+    }
+}
+
+impl From<Cache> for device::Cache {
+    fn from(cache: Cache) -> device::Cache {
+        match cache {
+            Cache::Auto => device::Cache::Auto,
+            Cache::Direct => device::Cache::Direct,
+            Cache::Buffered => device::Cache::Buffered,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn one_place_to_serve_and_one_thing_to_serve() {
+        let parse = |args: &str| Args::try_parse_from(format!("vhost-user-dm {args}").split_whitespace());
+        assert!(parse("--socket-path=s --table=t").is_ok());
+        assert!(parse("--fd=3 --blk-file=t --num-queues=4").is_ok());
+        assert!(parse("check t").is_ok());
+        for wrong in [
+            "",
+            "--socket-path=s",
+            "--table=t",
+            "--socket-path=s --fd=3 --table=t",
+            "--socket-path=s --table=t --blk-file=b",
+            "--socket-path=s --table=t --queue-size=100",
+            "--socket-path=s --table=t --num-queues=0",
+            "--socket-path=s --table=t --serial=123456789012345678901",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

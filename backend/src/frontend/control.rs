@@ -1,0 +1,265 @@
+//! One queue as the front end steers it: while it is set up, ready and enabled a worker serves it, else nothing does.
+//!
+//! Every call that stops a queue returns when the queue has drained.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::chain::Chain;
+use crate::guest::{Guest, RingError, SplitRing};
+use crate::request::ID_LEN;
+use crate::worker::Worker;
+use crate::worker::queue::Setup;
+
+/// What all queues of a session share.
+pub struct Shared {
+    /// What is served.
+    pub chain: Arc<Chain>,
+    /// Answer to GET_ID.
+    pub serial: [u8; ID_LEN],
+    /// The guest's memory as the front end set it last.
+    pub guest: Mutex<Option<Arc<Guest>>>,
+    /// Writes are complete only when they are on stable storage.
+    pub write_through: Arc<AtomicBool>,
+    /// The process ends: nothing may start any more.
+    pub closing: AtomicBool,
+}
+
+/// Where a ring is and how it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingConfig {
+    /// Entries.
+    pub size: u16,
+    /// Guest-physical address of the descriptor table.
+    pub desc: u64,
+    /// Guest-physical address of the available ring.
+    pub avail: u64,
+    /// Guest-physical address of the used ring.
+    pub used: u64,
+    /// Available index to go on at.
+    pub base: u16,
+    /// VIRTIO_RING_F_EVENT_IDX was negotiated.
+    pub event_idx: bool,
+}
+
+#[derive(Default)]
+struct State {
+    ready: bool,
+    enabled: bool,
+    kick: Option<File>,
+    call: Option<File>,
+    config: Option<RingConfig>,
+    worker: Option<Worker>,
+    // The worker's number of the queue that it serves.
+    running: Option<u32>,
+    // A size that the front end asked for and the specification does not allow.
+    bad_size: Option<u16>,
+}
+
+/// See the module's text.
+pub struct QueueControl {
+    index: usize,
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+}
+
+/// Why a queue cannot be served.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("the front end has set no memory regions")]
+    NoMemory,
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    #[error("cannot start a worker: {0}")]
+    Worker(#[from] std::io::Error),
+}
+
+impl QueueControl {
+    /// A queue that is not set up.
+    pub fn new(index: usize, shared: Arc<Shared>) -> QueueControl {
+        QueueControl { index, shared, state: Mutex::default() }
+    }
+
+    // A panic elsewhere ends the process (panic = "abort"), so a poisoned lock is a lock in a test.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ring has been started or stopped (SET_VRING_KICK, GET_VRING_BASE). When it stops, returns the available index
+    /// at which it stopped, if it was being served.
+    pub fn set_ready(&self, ready: bool, config: RingConfig) -> Option<u16> {
+        let mut state = self.state();
+        state.ready = ready;
+        self.steer(&mut state, config)
+    }
+
+    /// The ring has been enabled or disabled (SET_VRING_ENABLE). As [`QueueControl::set_ready`].
+    pub fn set_enabled(&self, enabled: bool, config: RingConfig) -> Option<u16> {
+        let mut state = self.state();
+        state.enabled = enabled;
+        self.steer(&mut state, config)
+    }
+
+    /// The size that SET_VRING_NUM asks for, in entries.
+    pub fn set_size(&self, size: u16) {
+        self.state().bad_size = (!size.is_power_of_two()).then_some(size);
+    }
+
+    /// # Errors
+    /// The size is not a power of two (virtio 1.2, 2.7).
+    pub fn check_size(&self) -> Result<(), virtio_queue::Error> {
+        match self.state().bad_size {
+            Some(size) => {
+                log::error!("{}: {}", self.name(), RingError::Size(size));
+                Err(virtio_queue::Error::InvalidSize)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn steer(&self, state: &mut State, config: RingConfig) -> Option<u16> {
+        let wanted = state.ready && state.enabled && state.kick.is_some();
+        match (wanted, state.running) {
+            (true, None) => {
+                state.config = Some(config);
+                self.start(state);
+                None
+            }
+            (false, Some(_)) => self.stop(state),
+            _ => None,
+        }
+    }
+
+    /// Another descriptor to be kicked by; a queue that is being served goes on with it.
+    pub fn set_kick(&self, kick: Option<File>) {
+        let mut state = self.state();
+        let was_running = state.running.is_some();
+        self.stop(&mut state);
+        state.kick = kick;
+        if was_running && state.kick.is_some() {
+            self.start(&mut state);
+        }
+    }
+
+    /// Another descriptor to notify by.
+    pub fn set_call(&self, call: Option<File>) {
+        if let Some(call) = &call {
+            // A worker must never wait for a front end that does not read its notifications.
+            let flags = rustix::fs::fcntl_getfl(call).unwrap_or(rustix::fs::OFlags::empty());
+            if let Err(error) = rustix::fs::fcntl_setfl(call, flags | rustix::fs::OFlags::NONBLOCK) {
+                log::warn!("{}: cannot make the notification descriptor non-blocking: {error}", self.name());
+            }
+        }
+        let mut state = self.state();
+        if let (Some(worker), Some(queue)) = (&state.worker, state.running)
+            && let Err(error) = worker.set_call(queue, dup(call.as_ref()))
+        {
+            log::error!("{}: {error}", self.name());
+        }
+        state.call = call;
+    }
+
+    /// The ring has moved (SET_VRING_ADDR while it is being served).
+    pub fn relocate(&self, config: RingConfig) {
+        let mut state = self.state();
+        let Some(old) = state.config else { return };
+        let moved = RingConfig { base: old.base, ..config } != old;
+        if state.running.is_some() && moved {
+            self.stop(&mut state);
+            let base = state.config.map_or(config.base, |c| c.base);
+            state.config = Some(RingConfig { base, ..config });
+            self.start(&mut state);
+        }
+    }
+
+    /// Stops for a while, so that memory or table can be exchanged; `true` when [`QueueControl::resume`] must follow.
+    pub fn pause(&self) -> bool {
+        self.stop(&mut self.state()).is_some()
+    }
+
+    /// Goes on after [`QueueControl::pause`].
+    pub fn resume(&self) {
+        let mut state = self.state();
+        if state.ready && state.enabled && state.kick.is_some() && state.running.is_none() {
+            self.start(&mut state);
+        }
+    }
+
+    /// Stops for good: drains, and ends the worker.
+    pub fn end(&self) {
+        let mut state = self.state();
+        self.stop(&mut state);
+        *state = State::default();
+    }
+
+    fn start(&self, state: &mut State) {
+        if self.shared.closing.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = self.try_start(state) {
+            log::error!("{}: the queue cannot be served: {error}", self.name());
+        }
+    }
+
+    fn try_start(&self, state: &mut State) -> Result<(), StartError> {
+        let (Some(config), Some(kick)) = (state.config, dup(state.kick.as_ref())) else { return Ok(()) };
+        let guest = self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let guest = guest.ok_or(StartError::NoMemory)?;
+        let ring = SplitRing::new(&guest, config.size, config.desc, config.avail, config.used)?;
+        let worker = match &mut state.worker {
+            Some(worker) => worker,
+            none => none.insert(Worker::spawn(&format!("queue-{}", self.index))?),
+        };
+        let setup = Setup {
+            name: self.name(),
+            chain: self.shared.chain.clone(),
+            serial: self.shared.serial,
+            guest,
+            ring,
+            base: config.base,
+            event_idx: config.event_idx,
+            kick,
+            call: dup(state.call.as_ref()),
+            write_through: self.shared.write_through.clone(),
+        };
+        state.running = Some(worker.start(setup)?);
+        log::debug!("{}: served, {} entries, from index {}", self.name(), config.size, config.base);
+        Ok(())
+    }
+
+    fn stop(&self, state: &mut State) -> Option<u16> {
+        let queue = state.running.take()?;
+        let next = state.worker.as_ref().map(|worker| worker.stop(queue));
+        match next {
+            Some(Ok(next)) => {
+                if let Some(config) = &mut state.config {
+                    config.base = next;
+                }
+                log::debug!("{}: stopped at index {next}", self.name());
+                Some(next)
+            }
+            Some(Err(error)) => {
+                log::error!("{}: {error}", self.name());
+                None
+            }
+            None => None,
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("{}, queue {}", self.shared.chain.name, self.index)
+    }
+}
+
+fn dup(file: Option<&File>) -> Option<File> {
+    let file = file?;
+    match file.as_fd().try_clone_to_owned() {
+        Ok(fd) => Some(fd.into()),
+        Err(error) => {
+            log::error!("cannot duplicate a descriptor of the front end: {error}");
+            None
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! One connected front end.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
+use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+
+use super::config;
+use super::control::{QueueControl, Shared};
+use super::vring::{Memory, Vring, with_queues};
+use crate::disk::Disk;
+use crate::guest::Guest;
+use crate::limit::Limiter;
+use crate::limited;
+
+/// What one front end has negotiated and set up. Ends with [`Session::end`].
+pub struct Session {
+    disk: Arc<Disk>,
+    shared: Arc<Shared>,
+    queues: Vec<Arc<QueueControl>>,
+    acked: AtomicU64,
+    limiter: Mutex<Limiter>,
+}
+
+impl Session {
+    /// A session with nothing negotiated yet.
+    pub fn new(disk: Arc<Disk>) -> Arc<Session> {
+        let shared = Arc::new(Shared {
+            chain: disk.chain.clone(),
+            serial: disk.serial,
+            guest: Mutex::new(None),
+            write_through: Arc::new(AtomicBool::new(true)),
+            closing: AtomicBool::new(false),
+        });
+        let queue = |i| Arc::new(QueueControl::new(usize::from(i), shared.clone()));
+        Arc::new(Session {
+            queues: (0..disk.offer.num_queues).map(queue).collect(),
+            disk,
+            shared,
+            acked: AtomicU64::new(0),
+            limiter: Mutex::default(),
+        })
+    }
+
+    /// The protocol's daemon for this session.
+    ///
+    /// # Errors
+    /// The crate's, when it cannot make its vrings.
+    pub fn daemon(self: &Arc<Session>) -> Result<VhostUserDaemon<Arc<Session>>, vhost_user_backend::Error> {
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let name = self.shared.chain.name.clone();
+        with_queues(&self.queues, || VhostUserDaemon::new(name, self.clone(), memory))
+    }
+
+    /// Nothing is served any more: all queues have drained when this returns, and guest memory is let go.
+    pub fn end(&self) {
+        self.shared.closing.store(true, Ordering::Release);
+        for queue in &self.queues {
+            queue.end();
+        }
+        *self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// virtio 1.2, 5.2.6.2: a write must be stable when it completes unless the driver can flush and has not chosen
+    /// write-through.
+    ///
+    /// That choice outlives a reset and the session: QEMU keeps its own copy of the field and shows it to the next driver
+    /// without asking or telling us, and a driver that believes in write-through never flushes.
+    fn choose_cache_mode(&self) {
+        let can_flush = self.acked(VIRTIO_BLK_F_FLUSH);
+        let write_through = !can_flush || self.disk.chose_write_through.load(Ordering::Relaxed);
+        self.shared.write_through.store(write_through, Ordering::Relaxed);
+    }
+
+    fn acked(&self, bit: u32) -> bool {
+        self.acked.load(Ordering::Relaxed) & (1 << bit) != 0
+    }
+
+    /// The `writeback` field. 5.2.5.2: it starts as 0 where a driver takes CONFIG_WCE and cannot flush.
+    fn writeback(&self) -> bool {
+        let no_flush = self.acked(VIRTIO_BLK_F_CONFIG_WCE) && !self.acked(VIRTIO_BLK_F_FLUSH);
+        !no_flush && !self.disk.chose_write_through.load(Ordering::Relaxed)
+    }
+}
+
+impl VhostUserBackend for Session {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        usize::from(self.disk.offer.queue_size)
+    }
+
+    fn features(&self) -> u64 {
+        config::features(&self.shared.chain)
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.acked.store(features, Ordering::Relaxed);
+        self.choose_cache_mode();
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE
+    }
+
+    fn reset_device(&self) {
+        // The crate has disabled every vring by now, which drained them.
+        self.acked.store(0, Ordering::Relaxed);
+        self.choose_cache_mode();
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // Each vring is told by itself.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let space = config::space(&self.shared.chain, self.disk.offer, self.writeback());
+        config::window(&space, offset, size)
+    }
+
+    fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
+        // An error would drop the connection, and with it the guest's disk, for a write that a driver must not do.
+        match (offset as usize, buf) {
+            (config::WRITEBACK, [value @ (0 | 1)]) if self.acked(VIRTIO_BLK_F_CONFIG_WCE) => {
+                self.disk.chose_write_through.store(*value == 0, Ordering::Relaxed);
+                self.choose_cache_mode();
+                log::info!(
+                    "{}: the driver chose {}",
+                    self.shared.chain.name,
+                    if *value == 0 { "write-through" } else { "write-back" }
+                );
+            }
+            _ => {
+                let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+                limited!(
+                    limiter,
+                    warn,
+                    "{}: a write of {} bytes at offset {offset} of the configuration space is ignored",
+                    self.shared.chain.name,
+                    buf.len()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        // Nothing may touch the old regions when this returns: they are unmapped with their last user.
+        let paused: Vec<_> = self.queues.iter().filter(|queue| queue.pause()).collect();
+        let guest = Guest::new(Arc::clone(&memory.memory())).map_err(|error| {
+            log::error!("{}: {error}", self.shared.chain.name);
+            io::Error::other(error)
+        })?;
+        *self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(guest));
+        for queue in paused {
+            queue.resume();
+        }
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        // No thread of the crate's: our workers serve the rings.
+        Vec::new()
+    }
+
+    fn handle_event(&self, _: u16, _: EventSet, _: &[Vring], _: usize) -> io::Result<()> {
+        Err(io::Error::other("vhost-user-dm has no threads of the vhost-user-backend crate"))
+    }
+}

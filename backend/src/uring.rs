@@ -1,0 +1,440 @@
+//! The engine that does the work: one io_uring per worker, submitted and reaped by one system call a turn.
+//!
+//! The ring belongs to the thread that makes it (single issuer, deferred task work), holds the component devices as fixed
+//! files and is restricted to the operations used here.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use io_uring::register::Restriction;
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+
+use crate::engine::{Command, Engine, Event, FileIx, MAX_SLICES, Wait};
+use crate::guest::HostSlice;
+
+/// Submission entries; more are submitted in several system calls.
+const ENTRIES: u32 = 256;
+/// Completion entries; the kernel keeps what overflows (IORING_FEAT_NODROP).
+const COMPLETIONS: u32 = 4096;
+/// Places in the fixed-file table; files past it are used by descriptor.
+const FIXED_FILES: u32 = 256;
+/// A [`FileIx`] with this bit is a plain descriptor.
+const PLAIN: u32 = 1 << 31;
+/// Slices that wait for their submission.
+const ARENA: usize = 4 * MAX_SLICES;
+/// Linux transfers at most this many bytes at once (MAX_RW_COUNT).
+const MAX_TRANSFER: usize = 0x7fff_f000;
+
+/// `_IO(0x12, 0)`, include/uapi/linux/blkdev.h.
+const BLOCK_URING_CMD_DISCARD: u32 = 0x12 << 8;
+
+// io_uring_register(2) operations that stay allowed when the ring is running.
+const REGISTER_FILES_UPDATE: u8 = 6;
+
+const KIND_WATCH: u64 = 1 << 32;
+const KIND_CANCEL: u64 = 2 << 32;
+
+#[derive(Clone, Copy)]
+struct Watch {
+    fd: RawFd,
+    leaving: bool,
+    dead: bool,
+}
+
+/// See the module's text.
+pub struct Uring {
+    ring: IoUring,
+    free_files: Vec<u32>,
+    arena: Vec<HostSlice>,
+    watches: Vec<Option<Watch>>,
+    early: Vec<Event>,
+}
+
+/// What this kernel's io_uring offers beyond what we cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Support {
+    /// `BLOCK_URING_CMD_DISCARD` can be asked for (the device may still refuse it).
+    pub uring_cmd: bool,
+}
+
+/// Asks the kernel whether its io_uring can serve a disk.
+///
+/// # Errors
+/// Says what is missing and what to do about it.
+pub fn probe() -> Result<Support, String> {
+    let help = "vhost-user-dm needs io_uring of Linux 5.15 or later: check `sysctl kernel.io_uring_disabled` \
+                and the seccomp profile of a container";
+    let ring = IoUring::new(4).map_err(|e| format!("cannot set up an io_uring: {e}; {help}"))?;
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe).map_err(|e| format!("cannot probe io_uring: {e}; {help}"))?;
+    for (code, name) in OPCODES {
+        if *code != opcode::UringCmd16::CODE && !probe.is_supported(*code) {
+            return Err(format!("this kernel's io_uring has no {name} operation; {help}"));
+        }
+    }
+    Ok(Support { uring_cmd: probe.is_supported(opcode::UringCmd16::CODE) })
+}
+
+const OPCODES: &[(u8, &str)] = &[
+    (opcode::Read::CODE, "read"),
+    (opcode::Readv::CODE, "readv"),
+    (opcode::Write::CODE, "write"),
+    (opcode::Writev::CODE, "writev"),
+    (opcode::Fsync::CODE, "fsync"),
+    (opcode::Fallocate::CODE, "fallocate"),
+    (opcode::UringCmd16::CODE, "uring_cmd"),
+    (opcode::PollAdd::CODE, "poll"),
+    (opcode::AsyncCancel::CODE, "cancel"),
+];
+
+impl Uring {
+    /// Sets up a ring for the calling thread.
+    ///
+    /// # Errors
+    /// The system's: no memory, no descriptors, io_uring forbidden.
+    pub fn new() -> io::Result<Uring> {
+        // Kernels before 6.1 know neither of the first two; the ring works without them.
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_r_disabled()
+            .setup_cqsize(COMPLETIONS)
+            .dontfork()
+            .build(ENTRIES)
+            .or_else(|_| IoUring::builder().setup_r_disabled().setup_cqsize(COMPLETIONS).dontfork().build(ENTRIES))?;
+        let mut allowed: Vec<Restriction> = OPCODES.iter().map(|(code, _)| Restriction::sqe_op(*code)).collect();
+        allowed.push(Restriction::sqe_flags_allowed(squeue::Flags::FIXED_FILE.bits()));
+        allowed.push(Restriction::register_op(REGISTER_FILES_UPDATE));
+        ring.submitter().register_restrictions(&mut allowed)?;
+        // Without the table (RLIMIT_NOFILE below its size) files are used by descriptor.
+        let fixed = ring.submitter().register_files_sparse(FIXED_FILES).is_ok();
+        ring.submitter().register_enable_rings()?;
+        Ok(Uring {
+            ring,
+            free_files: if fixed { (0..FIXED_FILES).rev().collect() } else { Vec::new() },
+            arena: Vec::with_capacity(ARENA),
+            watches: Vec::new(),
+            early: Vec::new(),
+        })
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) {
+        loop {
+            // SAFETY: every entry that gets here refers to memory that stays valid until its completion: data by the contract
+            // of `Engine::start`, lists of slices in `arena`, which is not touched before they are submitted.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return;
+            }
+            self.submit(0);
+            if self.ring.submission().is_full() {
+                // The kernel refuses more while completions wait to be taken.
+                let mut early = std::mem::take(&mut self.early);
+                self.reap(&mut early);
+                self.early = early;
+            }
+        }
+    }
+
+    /// One io_uring_enter(2). What it cannot do now (EINTR, EBUSY, EAGAIN) the next turn does.
+    fn submit(&mut self, want: usize) -> Option<io::Error> {
+        let result = self.ring.submitter().submit_and_wait(want);
+        if self.ring.submission().is_empty() {
+            // IORING_FEAT_SUBMIT_STABLE: the kernel has its own copy of the lists.
+            self.arena.clear();
+        }
+        match result {
+            Ok(_) => None,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => None,
+            Err(e) => Some(e),
+        }
+    }
+
+    /// A copy of `data` that stays where it is until it is submitted.
+    fn keep(&mut self, data: &[HostSlice]) -> (*const libc::iovec, u32) {
+        let data = &data[..data.len().min(MAX_SLICES)];
+        while self.arena.len() + data.len() > ARENA {
+            self.submit(0);
+            if !self.arena.is_empty() {
+                let mut early = std::mem::take(&mut self.early);
+                self.reap(&mut early);
+                self.early = early;
+            }
+        }
+        let start = self.arena.len();
+        self.arena.extend_from_slice(data);
+        // The arena never grows past its capacity, so it never moves; HostSlice is laid out like an iovec.
+        (self.arena[start..].as_ptr().cast(), data.len() as u32)
+    }
+
+    fn reap(&mut self, events: &mut Vec<Event>) {
+        let mut again = Vec::new();
+        let watches = &mut self.watches;
+        for cqe in self.ring.completion() {
+            let data = cqe.user_data();
+            let low = data as u32;
+            match data & !u64::from(u32::MAX) {
+                0 => events.push(Event::Done { token: low, result: cqe.result() }),
+                KIND_WATCH => {
+                    let more = io_uring::cqueue::more(cqe.flags());
+                    let Some(slot) = watches.get_mut(low as usize) else { continue };
+                    let Some(watch) = *slot else { continue };
+                    if watch.leaving && !more {
+                        *slot = None;
+                        events.push(Event::Unwatched { watch: low });
+                    } else if !watch.leaving {
+                        if cqe.result() < 0 {
+                            // Not a descriptor that can be waited for: it will never report anything.
+                            *slot = Some(Watch { dead: true, ..watch });
+                            continue;
+                        }
+                        events.push(Event::Ready { watch: low });
+                        // A multishot poll ends when the kernel runs short (completion queue overflow).
+                        if !more {
+                            again.push(low);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        for watch in again {
+            self.arm(watch);
+        }
+    }
+
+    fn arm(&mut self, watch: u32) {
+        if let Some(Some(Watch { fd, .. })) = self.watches.get(watch as usize) {
+            let entry = opcode::PollAdd::new(types::Fd(*fd), libc::POLLIN as u32).multi(true).build();
+            self.push(&entry.user_data(KIND_WATCH | u64::from(watch)));
+        }
+    }
+
+    fn build(file: FileIx, command: Command<'_>, keep: impl FnOnce(&[HostSlice]) -> (*const libc::iovec, u32)) -> squeue::Entry {
+        let fixed = file.0 & PLAIN == 0;
+        let fd = types::Fd((file.0 & !PLAIN) as RawFd);
+        let entry = match command {
+            Command::Read { data: [one], at } => {
+                opcode::Read::new(fd, one.as_ptr(), one.len().min(MAX_TRANSFER) as u32).offset(at).build()
+            }
+            Command::Read { data, at } => {
+                let (list, n) = keep(data);
+                opcode::Readv::new(fd, list, n).offset(at).build()
+            }
+            Command::Write { data: [one], at, durable } => {
+                opcode::Write::new(fd, one.as_ptr(), one.len().min(MAX_TRANSFER) as u32)
+                    .offset(at)
+                    .rw_flags(dsync(durable))
+                    .build()
+            }
+            Command::Write { data, at, durable } => {
+                let (list, n) = keep(data);
+                opcode::Writev::new(fd, list, n).offset(at).rw_flags(dsync(durable)).build()
+            }
+            Command::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            Command::PunchHole { at, len } => {
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                opcode::Fallocate::new(fd, len).offset(at).mode(mode).build()
+            }
+            Command::ZeroRange { at, len } => {
+                let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+                opcode::Fallocate::new(fd, len).offset(at).mode(mode).build()
+            }
+            Command::BlockDiscard { at, len } => {
+                // The kernel takes the start from `addr` and the length from `addr3`, the first half of the command area.
+                let mut area = [0; 16];
+                area[..8].copy_from_slice(&len.to_ne_bytes());
+                opcode::UringCmd16::new(fd, BLOCK_URING_CMD_DISCARD).cmd(area).addr(Some(at)).build()
+            }
+        };
+        if fixed { entry.flags(squeue::Flags::FIXED_FILE) } else { entry }
+    }
+}
+
+fn dsync(durable: bool) -> i32 {
+    if durable { libc::RWF_DSYNC } else { 0 }
+}
+
+impl Engine for Uring {
+    fn add_file(&mut self, file: BorrowedFd<'_>) -> io::Result<FileIx> {
+        let fd = file.as_raw_fd();
+        let Some(place) = self.free_files.pop() else {
+            return Ok(FileIx(fd as u32 | PLAIN));
+        };
+        match self.ring.submitter().register_files_update(place, &[fd]) {
+            Ok(_) => Ok(FileIx(place)),
+            Err(e) => {
+                self.free_files.push(place);
+                Err(e)
+            }
+        }
+    }
+
+    fn remove_file(&mut self, file: FileIx) {
+        if file.0 & PLAIN == 0 {
+            // The place is free either way: the next update writes over it.
+            let _ = self.ring.submitter().register_files_update(file.0, &[-1]);
+            self.free_files.push(file.0);
+        }
+    }
+
+    #[inline]
+    fn start(&mut self, file: FileIx, command: Command<'_>, token: u32) {
+        let entry = Self::build(file, command, |data| self.keep(data));
+        self.push(&entry.user_data(u64::from(token)));
+    }
+
+    fn watch(&mut self, fd: RawFd, watch: u32) {
+        let index = watch as usize;
+        if self.watches.len() <= index {
+            self.watches.resize(index + 1, None);
+        }
+        self.watches[index] = Some(Watch { fd, leaving: false, dead: false });
+        self.arm(watch);
+    }
+
+    fn unwatch(&mut self, watch: u32) {
+        let Some(slot) = self.watches.get_mut(watch as usize) else { return };
+        match slot {
+            Some(w) if !w.dead => {
+                w.leaving = true;
+                let poll = KIND_WATCH | u64::from(watch);
+                self.push(&opcode::AsyncCancel::new(poll).build().user_data(KIND_CANCEL));
+            }
+            _ => {
+                *slot = None;
+                self.early.push(Event::Unwatched { watch });
+            }
+        }
+    }
+
+    #[inline]
+    fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+        events.append(&mut self.early);
+        let sleep = wait == Wait::Event && events.is_empty();
+        let (idle, completed) = {
+            let (_, sq, cq) = self.ring.split();
+            (sq.is_empty() && !sq.taskrun() && !sq.cq_overflow(), !cq.is_empty())
+        };
+        if (sleep && !completed) || !idle {
+            if let Some(error) = self.submit(usize::from(sleep && !completed)) {
+                return Err(error);
+            }
+        }
+        self.reap(events);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::Buffer;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use vmm_sys_util::eventfd::EventFd;
+
+    fn until(ring: &mut Uring, events: &mut Vec<Event>, n: usize) {
+        while events.len() < n {
+            ring.turn(Wait::Event, events).unwrap();
+        }
+    }
+
+    #[test]
+    fn reads_and_writes_with_one_and_many_slices() {
+        let file = tempfile::tempfile().unwrap();
+        let mut ring = Uring::new().unwrap();
+        let ix = ring.add_file(file.as_fd()).unwrap();
+        let buffer = Buffer::new(8192).unwrap();
+        buffer.slice().write(&[7; 4096]);
+        let mut events = Vec::new();
+        ring.start(ix, Command::Write { data: &[buffer.slice().part(0, 4096)], at: 512, durable: true }, 1);
+        until(&mut ring, &mut events, 1);
+        assert_eq!(events, [Event::Done { token: 1, result: 4096 }]);
+        let halves = [buffer.slice().part(4096, 100), buffer.slice().part(5000, 412)];
+        ring.start(ix, Command::Read { data: &halves, at: 512 }, 2);
+        ring.start(ix, Command::Sync, 3);
+        until(&mut ring, &mut events, 3);
+        assert!(events.contains(&Event::Done { token: 2, result: 512 }));
+        let mut back = [0; 100];
+        halves[0].read(&mut back);
+        assert_eq!(back, [7; 100]);
+        ring.remove_file(ix);
+        assert_eq!(ring.free_files.len(), FIXED_FILES as usize);
+    }
+
+    #[test]
+    fn more_commands_than_entries_all_complete() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let mut ring = Uring::new().unwrap();
+        let ix = ring.add_file(file.as_fd()).unwrap();
+        let buffer = Buffer::new(4096).unwrap();
+        let slices = vec![buffer.slice().part(0, 2); 600];
+        let n = COMPLETIONS * 2;
+        let mut events = Vec::new();
+        for token in 0..n {
+            ring.start(ix, Command::Read { data: &slices, at: 0 }, token);
+        }
+        until(&mut ring, &mut events, n as usize);
+        let mut tokens: Vec<u32> = events
+            .iter()
+            .map(|e| match e {
+                Event::Done { token, result: 1200 } => *token,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        tokens.sort_unstable();
+        assert!(tokens.into_iter().eq(0..n));
+    }
+
+    #[test]
+    fn a_watch_reports_every_write_until_it_is_taken_back() {
+        let kick = EventFd::new(0).unwrap();
+        let mut ring = Uring::new().unwrap();
+        ring.watch(kick.as_raw_fd(), 5);
+        let mut events = Vec::new();
+        ring.turn(Wait::No, &mut events).unwrap();
+        for _ in 0..3 {
+            kick.write(1).unwrap();
+            events.clear();
+            until(&mut ring, &mut events, 1);
+            assert_eq!(events, [Event::Ready { watch: 5 }]);
+        }
+        ring.unwatch(5);
+        events.clear();
+        until(&mut ring, &mut events, 1);
+        assert_eq!(events, [Event::Unwatched { watch: 5 }]);
+    }
+
+    #[test]
+    fn operations_outside_the_list_are_refused_by_the_ring() {
+        let mut ring = Uring::new().unwrap();
+        ring.push(&opcode::Nop::new().build().user_data(9));
+        let mut events = Vec::new();
+        until(&mut ring, &mut events, 1);
+        assert_eq!(events, [Event::Done { token: 9, result: -libc::EACCES }]);
+    }
+
+    #[test]
+    fn ranges_are_punched_and_zeroed() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 12288]).unwrap();
+        let mut ring = Uring::new().unwrap();
+        let ix = ring.add_file(file.as_fd()).unwrap();
+        let mut events = Vec::new();
+        ring.start(ix, Command::PunchHole { at: 4096, len: 4096 }, 0);
+        until(&mut ring, &mut events, 1);
+        assert_eq!(events, [Event::Done { token: 0, result: 0 }]);
+        let mut bytes = [9; 12288];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
+        assert!(bytes[..4096].iter().all(|b| *b == 1) && bytes[4096..8192].iter().all(|b| *b == 0));
+        assert!(bytes[8192..].iter().all(|b| *b == 1));
+    }
+
+    #[test]
+    fn this_kernel_is_served() {
+        probe().unwrap();
+    }
+}

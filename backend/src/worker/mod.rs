@@ -1,0 +1,256 @@
+//! Worker threads: each owns an engine, and the queues that were given to it from start to drain.
+//!
+//! The control side talks to a worker by messages and waits for its answers; on the path of a request nothing is shared.
+
+pub mod ops;
+pub mod queue;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::engine::{Engine, Event, Wait};
+use crate::uring::Uring;
+use ops::Ops;
+use queue::{Queue, Setup};
+
+/// Watch number of the worker's own mailbox; the others are indices of queues plus one.
+const MAILBOX: u32 = 0;
+
+enum Mail {
+    Start(Box<Setup>, Sender<io::Result<u32>>),
+    Stop(u32, Sender<u16>),
+    SetCall(u32, Option<File>, Sender<()>),
+    Exit,
+}
+
+/// A running worker thread; dropped, it ends. Its queues must have been stopped.
+pub struct Worker {
+    mailbox: Sender<Mail>,
+    bell: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a thread with a ring of its own.
+    ///
+    /// # Errors
+    /// No thread, no io_uring, no memory.
+    pub fn spawn(name: &str) -> io::Result<Worker> {
+        let bell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let (mailbox, mail) = channel();
+        let (ready, started) = channel();
+        let its_bell = bell.clone();
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // The ring takes commands from the thread that made it only.
+            let made = Uring::new().and_then(|engine| Ok((engine, Ops::new()?)));
+            match made {
+                Ok((engine, ops)) => {
+                    let mut core = Core::new(engine, ops);
+                    core.engine.watch(its_bell.as_raw_fd(), MAILBOX);
+                    // The spawning thread waits for this; if it is gone there is no one to serve.
+                    if ready.send(Ok(())).is_ok() {
+                        core.run(&mail, &its_bell);
+                    }
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        })?;
+        started.recv().map_err(|_| gone())??;
+        Ok(Worker { mailbox, bell, thread: Some(thread) })
+    }
+
+    fn post(&self, mail: Mail) -> io::Result<()> {
+        self.mailbox.send(mail).map_err(|_| gone())?;
+        self.bell.write(1)
+    }
+
+    /// Serves a queue; returns its number for the other calls.
+    ///
+    /// # Errors
+    /// The engine's, when the queue's files cannot be made known to it.
+    pub fn start(&self, setup: Setup) -> io::Result<u32> {
+        let (answer, started) = channel();
+        self.post(Mail::Start(Box::new(setup), answer))?;
+        started.recv().map_err(|_| gone())?
+    }
+
+    /// Stops a queue and waits until it has drained: nothing of it touches guest memory or a component afterwards.
+    /// Returns the available index at which it stopped.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn stop(&self, queue: u32) -> io::Result<u16> {
+        let (answer, stopped) = channel();
+        self.post(Mail::Stop(queue, answer))?;
+        stopped.recv().map_err(|_| gone())
+    }
+
+    /// Notifies by another descriptor from now on.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn set_call(&self, queue: u32, call: Option<File>) -> io::Result<()> {
+        let (answer, done) = channel();
+        self.post(Mail::SetCall(queue, call, answer))?;
+        done.recv().map_err(|_| gone())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.post(Mail::Exit);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the worker thread is gone")
+}
+
+struct Place {
+    queue: Queue,
+    // Set while the queue drains: who waits for it.
+    stop: Option<Sender<u16>>,
+    // Whether the kick descriptor is still with the engine.
+    watched: bool,
+}
+
+/// The worker's own side, over any engine.
+pub(crate) struct Core<E> {
+    pub(crate) engine: E,
+    ops: Ops,
+    queues: Vec<Option<Place>>,
+    events: Vec<Event>,
+    rung: bool,
+}
+
+impl<E: Engine> Core<E> {
+    pub(crate) fn new(engine: E, ops: Ops) -> Core<E> {
+        Core { engine, ops, queues: Vec::new(), events: Vec::new(), rung: false }
+    }
+
+    fn run(&mut self, mail: &Receiver<Mail>, bell: &EventFd) {
+        loop {
+            if let Err(error) = self.turn() {
+                // Nothing of this ring can be completed any more: the guest is better off with a new process.
+                log::error!("io_uring fails: {error}; stopping");
+                std::process::exit(1);
+            }
+            if std::mem::take(&mut self.rung) {
+                let _ = bell.read();
+                while let Ok(mail) = mail.try_recv() {
+                    if !self.read(mail) {
+                        return;
+                    }
+                }
+            }
+            self.finish_stops();
+        }
+    }
+
+    /// One turn: new requests in, one system call, completions out, one publication a queue. Sleeps when all queues do.
+    #[inline]
+    pub(crate) fn turn(&mut self) -> io::Result<()> {
+        let mut sleep = true;
+        for place in self.queues.iter_mut().flatten() {
+            place.queue.take(&mut self.ops, &mut self.engine);
+            // What needed no device is done already.
+            place.queue.publish();
+            sleep &= place.queue.fall_asleep();
+        }
+        let mut events = std::mem::take(&mut self.events);
+        let result = self.engine.turn(if sleep { Wait::Event } else { Wait::No }, &mut events);
+        for event in events.drain(..) {
+            self.handle(event);
+        }
+        self.events = events;
+        for place in self.queues.iter_mut().flatten() {
+            place.queue.publish();
+        }
+        result
+    }
+
+    #[inline]
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Done { token, result } => {
+                if let Some(verdict) = self.ops.complete(&mut self.engine, token, result)
+                    && let Some(Some(place)) = self.queues.get_mut(verdict.owner.queue as usize)
+                {
+                    place.queue.complete(&verdict);
+                }
+            }
+            Event::Ready { watch: MAILBOX } => self.rung = true,
+            // The queues are looked at on every turn; a kick only has to wake the worker.
+            Event::Ready { .. } => {}
+            Event::Unwatched { watch } => {
+                if let Some(Some(place)) = watch.checked_sub(1).and_then(|q| self.queues.get_mut(q as usize)) {
+                    place.watched = false;
+                }
+            }
+        }
+    }
+
+    /// Does what a message says; `false` to end the thread.
+    fn read(&mut self, mail: Mail) -> bool {
+        match mail {
+            Mail::Start(setup, answer) => drop(answer.send(self.start(*setup))),
+            Mail::Stop(index, answer) => self.stop(index, answer),
+            Mail::SetCall(index, call, answer) => {
+                if let Some(Some(place)) = self.queues.get_mut(index as usize) {
+                    place.queue.set_call(call);
+                }
+                drop(answer.send(()));
+            }
+            Mail::Exit => return false,
+        }
+        true
+    }
+
+    pub(crate) fn start(&mut self, setup: Setup) -> io::Result<u32> {
+        let index = match self.queues.iter().position(Option::is_none) {
+            Some(index) => index,
+            None => {
+                self.queues.push(None);
+                self.queues.len() - 1
+            }
+        };
+        let kick = setup.kick.as_raw_fd();
+        let queue = Queue::new(index as u32, setup, &mut self.engine)?;
+        self.engine.watch(kick, index as u32 + 1);
+        self.queues[index] = Some(Place { queue, stop: None, watched: true });
+        Ok(index as u32)
+    }
+
+    pub(crate) fn stop(&mut self, index: u32, answer: Sender<u16>) {
+        if let Some(Some(place)) = self.queues.get_mut(index as usize) {
+            place.queue.stop();
+            place.stop = Some(answer);
+            self.engine.unwatch(index + 1);
+        }
+    }
+
+    /// Ends the queues that were stopped and have drained, and answers who waits.
+    fn finish_stops(&mut self) {
+        for slot in &mut self.queues {
+            let Some(Place { queue, stop: Some(_), watched: false }) = slot else { continue };
+            if !queue.drained() {
+                continue;
+            }
+            if let Some(Place { queue, stop: Some(answer), .. }) = slot.take() {
+                let next = queue.next_avail();
+                queue.end(&mut self.engine);
+                // Who asked may have gone meanwhile; the queue has ended all the same.
+                let _ = answer.send(next);
+            }
+        }
+    }
+}

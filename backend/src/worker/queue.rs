@@ -1,0 +1,480 @@
+//! One virtqueue being served: heads come off the ring, become operations, and go back with a status.
+//!
+//! A queue holds its generation of guest memory until it has drained: every slice in a slot or an operation comes from
+//! it, and [`Queue::drained`] is what lets go of it.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dm_table::Sectors;
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+
+use super::ops::{Action, Device, Ops, Owner, Verdict};
+use crate::chain::Chain;
+use crate::device::Access;
+use crate::engine::{Engine, FileIx};
+use crate::guest::{Guest, HostSlice, SplitRing};
+use crate::limit::Limiter;
+use crate::limited;
+use crate::map::{Piece, Step};
+use crate::request::{self, ChainError, ID_LEN, Kind};
+use crate::vring::Vring;
+
+const OK: u8 = VIRTIO_BLK_S_OK as u8;
+const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
+const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
+
+/// Longest discard or write-zeroes range that is taken, in sectors; offered to the driver in the configuration space.
+pub const MAX_RANGE_SECTORS: u32 = 0x7f_ffff;
+
+/// Everything a worker needs to serve a queue.
+pub struct Setup {
+    /// `disk.queue`, for the log.
+    pub name: String,
+    /// What is served.
+    pub chain: Arc<Chain>,
+    /// Answer to GET_ID.
+    pub serial: [u8; ID_LEN],
+    /// The guest's memory.
+    pub guest: Arc<Guest>,
+    /// The ring in it.
+    pub ring: SplitRing,
+    /// Available index to start at.
+    pub base: u16,
+    /// VIRTIO_RING_F_EVENT_IDX was negotiated.
+    pub event_idx: bool,
+    /// Written to by the driver when there is work.
+    pub kick: File,
+    /// Where the driver is told of used entries, not blocking; a driver without interrupts has none.
+    pub call: Option<File>,
+    /// Whether a write is complete only when it is on stable storage; the driver may change it (CONFIG_WCE).
+    pub write_through: Arc<AtomicBool>,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    head: u16,
+    status: u8,
+    // Bytes that a success writes to the guest, without the status byte.
+    written: u32,
+    pending: u32,
+    status_byte: HostSlice,
+}
+
+/// See the module's text.
+pub struct Queue {
+    index: u32,
+    name: String,
+    chain: Arc<Chain>,
+    serial: [u8; ID_LEN],
+    guest: Arc<Guest>,
+    vring: Vring,
+    call: Option<File>,
+    write_through: Arc<AtomicBool>,
+    devices: Vec<Option<Device>>,
+    request: request::Chain,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    in_flight: u32,
+    stopped: bool,
+    limiter: Limiter,
+    // Keeps the descriptor alive that the engine watches.
+    _kick: File,
+}
+
+impl Queue {
+    /// Makes the chain's files known to the engine.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn new(index: u32, setup: Setup, engine: &mut impl Engine) -> std::io::Result<Queue> {
+        use std::os::fd::AsFd;
+        let mut devices: Vec<Option<Device>> = Vec::new();
+        for ix in setup.chain.map.flush_set() {
+            let at = usize::from(ix.0);
+            let Some(component) = setup.chain.components.get(at) else { continue };
+            let file = match engine.add_file(component.file.as_fd()) {
+                Ok(file) => file,
+                Err(error) => {
+                    forget(&devices, engine);
+                    return Err(error);
+                }
+            };
+            devices.resize(devices.len().max(at + 1), None);
+            devices[at] = Some(Device {
+                file,
+                mask: match component.access {
+                    Access::Direct { mem_align, offset_align } => mem_align.max(offset_align).max(1) as usize - 1,
+                    Access::Buffered => 0,
+                },
+                discard: component.limits.discard.map(|d| d.method),
+            });
+        }
+        Ok(Queue {
+            index,
+            name: setup.name,
+            chain: setup.chain,
+            serial: setup.serial,
+            vring: Vring::new(setup.ring, setup.base, setup.event_idx),
+            guest: setup.guest,
+            call: setup.call,
+            write_through: setup.write_through,
+            devices,
+            request: request::Chain::default(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            in_flight: 0,
+            stopped: false,
+            limiter: Limiter::default(),
+            _kick: setup.kick,
+        })
+    }
+
+    /// Takes every head that is there; returns whether there was one.
+    #[inline]
+    pub fn take(&mut self, ops: &mut Ops, engine: &mut impl Engine) -> bool {
+        if self.stopped {
+            return false;
+        }
+        let mut any = false;
+        // A driver has at most as many requests under way as its ring has entries; one that repeats heads waits. A turn takes
+        // one ring full at most, so that a driver that never pauses cannot keep the worker from anything else.
+        for _ in 0..self.vring.ring().size() {
+            if self.in_flight >= u32::from(self.vring.ring().size()) {
+                break;
+            }
+            match self.vring.pop() {
+                Ok(Some(head)) => {
+                    any = true;
+                    self.serve(head, ops, engine);
+                }
+                Ok(None) => break,
+                Err(broken) => {
+                    log::error!("{}: {broken}", self.name);
+                    self.stopped = true;
+                    break;
+                }
+            }
+        }
+        if any {
+            self.vring.stay_awake();
+        }
+        any
+    }
+
+    #[inline]
+    fn serve(&mut self, head: u16, ops: &mut Ops, engine: &mut impl Engine) {
+        match self.request.parse(self.vring.ring(), &self.guest, head) {
+            Ok((kind, status_byte)) => {
+                let slot = self.open(head, status_byte);
+                match kind {
+                    Kind::Read | Kind::Write => self.transfer(kind, slot, ops, engine),
+                    Kind::Flush => self.flush(slot, ops, engine),
+                    Kind::GetId => self.get_id(slot),
+                    Kind::Discard | Kind::WriteZeroes => self.ranges(kind, slot, ops, engine),
+                    Kind::Unknown => self.slots[slot as usize].status = UNSUPP,
+                }
+                self.settle(slot, OK);
+            }
+            Err(error) => self.refuse(head, error),
+        }
+    }
+
+    /// A slot with one operation pending: the request itself, until it has been cut into pieces.
+    #[inline]
+    fn open(&mut self, head: u16, status_byte: HostSlice) -> u32 {
+        self.in_flight += 1;
+        let slot = Slot { head, status: OK, written: 0, pending: 1, status_byte };
+        match self.free.pop() {
+            Some(index) => {
+                self.slots[index as usize] = slot;
+                index
+            }
+            None => {
+                self.slots.push(slot);
+                (self.slots.len() - 1) as u32
+            }
+        }
+    }
+
+    /// Counts one operation of a request down; the first error wins, the last one ends the request.
+    #[inline]
+    fn settle(&mut self, index: u32, status: u8) {
+        let slot = &mut self.slots[index as usize];
+        if slot.status == OK {
+            slot.status = status;
+        }
+        slot.pending -= 1;
+        if slot.pending > 0 {
+            return;
+        }
+        // Of a failed read nothing is known but the status byte (virtio 1.2, 2.7.8.2).
+        let written = if slot.status == OK { slot.written + 1 } else { 1 };
+        slot.status_byte.write(&[slot.status]);
+        let head = slot.head;
+        self.free.push(index);
+        self.in_flight -= 1;
+        self.vring.push_used(head, written);
+    }
+
+    #[cold]
+    fn refuse(&mut self, head: u16, error: ChainError) {
+        limited!(self.limiter, warn, "{}: request {head} is not served: {error}", self.name);
+        let written = match self.request.status {
+            Some(byte) => byte.write(&[IOERR]) as u32,
+            None => 0,
+        };
+        self.vring.push_used(head, written);
+    }
+
+    /// Whether `[at, at + len)` sectors can be asked for at all.
+    #[inline]
+    fn in_range(&self, at: u64, len: u64) -> bool {
+        let block = self.chain.block_sectors();
+        at.checked_add(len).is_some_and(|end| end <= self.chain.len().get())
+            && (block == 1 || (at.is_multiple_of(block) && len.is_multiple_of(block)))
+    }
+
+    #[inline]
+    fn transfer(&mut self, kind: Kind, slot: u32, ops: &mut Ops, engine: &mut impl Engine) {
+        let write = kind == Kind::Write;
+        let (at, bytes) = (self.request.at, self.request.data_len);
+        let sectors = bytes / dm_table::SECTOR_SIZE;
+        if !bytes.is_multiple_of(dm_table::SECTOR_SIZE)
+            || !self.in_range(at, sectors)
+            || (write && self.chain.read_only)
+            || bytes >= u64::from(u32::MAX)
+        {
+            self.slots[slot as usize].status = IOERR;
+            return;
+        }
+        if !write {
+            self.slots[slot as usize].written = bytes as u32;
+        }
+        let action = match write {
+            true => Action::Write { durable: self.write_through.load(Ordering::Relaxed) },
+            false => Action::Read,
+        };
+        let owner = Owner { queue: self.index, slot };
+        let Queue { slots, devices, request, chain, .. } = self;
+        let slot = &mut slots[slot as usize];
+        let mut cursor = Cursor::new(&request.data);
+        chain.map.pieces(Sectors::new(at), Sectors::new(sectors), &mut |piece: Piece| {
+            let len = piece.len.bytes();
+            match piece.step {
+                Step::Device { dev, at } => {
+                    let Some(Some(device)) = devices.get(usize::from(dev.0)) else {
+                        slot.status = IOERR;
+                        return cursor.skip(len);
+                    };
+                    let draft = ops.draft(owner, action, dev.0, *device, at.bytes(), len);
+                    cursor.take(len, |slice| draft.data.push(slice));
+                    let token = draft.token();
+                    slot.pending += 1;
+                    ops.start(engine, token);
+                }
+                Step::Zero if write => cursor.skip(len),
+                Step::Zero => cursor.take(len, |slice| slice.fill_zero()),
+                Step::Error => {
+                    slot.status = IOERR;
+                    cursor.skip(len);
+                }
+            }
+        });
+    }
+
+    fn flush(&mut self, slot: u32, ops: &mut Ops, engine: &mut impl Engine) {
+        if self.chain.read_only {
+            return;
+        }
+        let owner = Owner { queue: self.index, slot };
+        for ix in self.chain.map.flush_set() {
+            let Some(Some(device)) = self.devices.get(usize::from(ix.0)) else { continue };
+            let token = ops.draft(owner, Action::Flush, ix.0, *device, 0, 0).token();
+            self.slots[slot as usize].pending += 1;
+            ops.start(engine, token);
+        }
+    }
+
+    /// virtio 1.2, 5.2.6: the identity is a 20-byte string, not terminated when it fills them.
+    fn get_id(&mut self, slot: u32) {
+        if self.request.data_len < ID_LEN as u64 {
+            self.slots[slot as usize].status = IOERR;
+            return;
+        }
+        let mut done = 0;
+        for slice in &self.request.data {
+            done += slice.write(&self.serial[done..]);
+        }
+        self.slots[slot as usize].written = ID_LEN as u32;
+    }
+
+    fn ranges(&mut self, kind: Kind, slot: u32, ops: &mut Ops, engine: &mut impl Engine) {
+        if let Some(status) = self.judge_ranges(kind) {
+            self.slots[slot as usize].status = status;
+            return;
+        }
+        let durable = self.write_through.load(Ordering::Relaxed);
+        let owner = Owner { queue: self.index, slot };
+        let Queue { slots, devices, request, chain, .. } = self;
+        let slot = &mut slots[slot as usize];
+        for range in &request.ranges {
+            let action = match kind {
+                Kind::Discard => Action::Discard,
+                _ => Action::Zero { unmap: range.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0, durable },
+            };
+            let (at, len) = (Sectors::new(range.at), Sectors::new(u64::from(range.len)));
+            chain.map.ranges(at, len, &mut |step: Step, len: Sectors| match step {
+                Step::Device { dev, at } => {
+                    let Some(Some(device)) = devices.get(usize::from(dev.0)) else {
+                        slot.status = IOERR;
+                        return;
+                    };
+                    let token = ops.draft(owner, action, dev.0, *device, at.bytes(), len.bytes()).token();
+                    slot.pending += 1;
+                    ops.start(engine, token);
+                }
+                Step::Zero => {}
+                Step::Error => slot.status = IOERR,
+            });
+        }
+    }
+
+    /// The status of a discard or write-zeroes request that is wrong as a whole (virtio 1.2, 5.2.6.2): nothing of it is done.
+    fn judge_ranges(&self, kind: Kind) -> Option<u8> {
+        let known = match kind {
+            // "the unmap flag MUST be set to zero for discard commands"
+            Kind::Discard => 0,
+            _ => VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+        };
+        if self.request.malformed || self.chain.read_only {
+            return Some(IOERR);
+        }
+        if self.request.ranges.iter().any(|r| r.flags & !known != 0) {
+            return Some(UNSUPP);
+        }
+        if kind == Kind::Discard && self.chain.map.limits().discard.is_none() {
+            return Some(UNSUPP);
+        }
+        let right = |r: &request::Range| r.len <= MAX_RANGE_SECTORS && self.in_range(r.at, u64::from(r.len));
+        (!self.request.ranges.iter().all(right)).then_some(IOERR)
+    }
+
+    /// Takes an operation's verdict.
+    #[inline]
+    pub fn complete(&mut self, verdict: &Verdict) {
+        let status = if verdict.errno == 0 { OK } else { self.failed(verdict) };
+        self.settle(verdict.owner.slot, status);
+    }
+
+    #[cold]
+    fn failed(&mut self, verdict: &Verdict) -> u8 {
+        let device = self.chain.components.get(usize::from(verdict.device)).map_or("?", |c| c.name.as_str());
+        let error = std::io::Error::from_raw_os_error(verdict.errno);
+        let sector = verdict.at / dm_table::SECTOR_SIZE;
+        limited!(self.limiter, error, "{}: {} at sector {sector} of {device} failed: {error}", self.name, verdict.action);
+        match (verdict.action, verdict.errno) {
+            (Action::Discard, libc::EOPNOTSUPP) => UNSUPP,
+            _ => IOERR,
+        }
+    }
+
+    /// Makes what has been given back visible, and tells the driver if it asked to be told.
+    #[inline]
+    pub fn publish(&mut self) {
+        if self.vring.publish() {
+            self.notify();
+        }
+    }
+
+    fn notify(&mut self) {
+        let Some(mut call) = self.call.as_ref() else { return };
+        match call.write(&1u64.to_ne_bytes()) {
+            Ok(_) => {}
+            // A full counter is a notification that nobody has taken yet.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => limited!(self.limiter, warn, "{}: cannot notify the front end: {error}", self.name),
+        }
+    }
+
+    /// Asks the driver to kick; `false` when there is work already.
+    #[inline]
+    pub fn fall_asleep(&mut self) -> bool {
+        if self.stopped || self.in_flight >= u32::from(self.vring.ring().size()) {
+            return true;
+        }
+        self.vring.fall_asleep()
+    }
+
+    /// Takes no more heads.
+    pub fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    /// Whether nothing is under way.
+    pub fn drained(&self) -> bool {
+        self.in_flight == 0
+    }
+
+    /// Where the ring goes on: the answer to GET_VRING_BASE.
+    pub fn next_avail(&self) -> u16 {
+        self.vring.next_avail()
+    }
+
+    /// Another descriptor to notify by. The driver is told once, for what the old one may have swallowed.
+    pub fn set_call(&mut self, call: Option<File>) {
+        self.call = call;
+        self.notify();
+    }
+
+    /// Ends the queue: its files are forgotten and its memory is let go. It must have drained.
+    pub fn end(self, engine: &mut impl Engine) {
+        debug_assert!(self.drained());
+        forget(&self.devices, engine);
+    }
+}
+
+fn forget(devices: &[Option<Device>], engine: &mut impl Engine) {
+    let files: Vec<FileIx> = devices.iter().flatten().map(|d| d.file).collect();
+    for file in files {
+        engine.remove_file(file);
+    }
+}
+
+/// Hands out a list of slices in order, in parts of any length.
+struct Cursor<'a> {
+    slices: &'a [HostSlice],
+    skip: usize,
+}
+
+impl<'a> Cursor<'a> {
+    #[inline]
+    fn new(slices: &'a [HostSlice]) -> Cursor<'a> {
+        Cursor { slices, skip: 0 }
+    }
+
+    #[inline]
+    fn take(&mut self, bytes: u64, mut f: impl FnMut(HostSlice)) {
+        let mut left = bytes as usize;
+        while left > 0 {
+            let Some(first) = self.slices.first() else { return };
+            let part = first.part(self.skip, left);
+            left -= part.len();
+            self.skip += part.len();
+            if self.skip == first.len() {
+                self.slices = &self.slices[1..];
+                self.skip = 0;
+            }
+            f(part);
+        }
+    }
+
+    #[inline]
+    fn skip(&mut self, bytes: u64) {
+        self.take(bytes, |_| {});
+    }
+}
