@@ -235,7 +235,7 @@ impl Flat {
 fn too_deep(source: &Source, area: &Area<'_>) -> Diagnostic {
     let reason = format!("striped: more than {MAX_STRIPED_DEPTH} striped targets on top of one another");
     Diagnostic::error(source, area.dev.span, reason)
-        .found(format!("{} is itself {MAX_STRIPED_DEPTH} striped levels deep", area.name()))
+        .found(format!("{}, itself {MAX_STRIPED_DEPTH} striped levels deep", area.name()))
         .expected(format!("at most {MAX_STRIPED_DEPTH} striped levels"))
         .help("linear lines on top of one another cost nothing and have no bound; stripe over the devices themselves")
 }
@@ -243,7 +243,7 @@ fn too_deep(source: &Source, area: &Area<'_>) -> Diagnostic {
 fn too_many(source: &Source, line: &Line) -> Diagnostic {
     let reason = format!("more than {MAX_SEGMENTS} segments");
     Diagnostic::error(source, line.span, reason)
-        .found("this line passes the bound")
+        .found("the line that passes the bound")
         .expected(format!("at most {MAX_SEGMENTS} segments, as the kernel allows lines in a table"))
         .help(
             "a line over another device of the file counts as many segments as the part it uses has; \

@@ -240,10 +240,10 @@ fn check_area(source: &Source, resolved: &Resolved<'_>, area: &Area<'_>, block: 
     let sectors = u64::from(block) / SECTOR_SIZE;
     let unaligned = |what: &str, value: u64, span: Span| {
         let reason = format!("{what}={value} not aligned to h/w logical block size {block} of {name}");
-        let below = value - value % sectors;
+        let above = (value - value % sectors).saturating_add(sectors);
         Err(Diagnostic::error(source, span, reason)
-            .found(format!("{value} sectors are not whole blocks"))
-            .expected(format!("a multiple of {sectors} sectors, e.g. {} or {}", below, below + sectors))
+            .found(format!("{value}, which is inside a block"))
+            .expected(format!("a multiple of {sectors} sectors, e.g. {above}"))
             .help(format!("the devices of this line can only be read and written in blocks of {block} bytes")))
     };
     if !start.is_multiple_of(sectors) {
@@ -272,14 +272,16 @@ fn too_small(source: &Source, resolved: &Resolved<'_>, area: &Area<'_>) -> Diagn
         0 => format!("a start sector below {size}"),
         _ => format!("at most {available} sectors from sector {start} on"),
     };
-    let share = match stripes {
-        0 | 1 => String::new(),
-        _ => format!(", this line's length divided by its {stripes} stripes"),
+    let found = match stripes {
+        _ if available == 0 => format!("sector {start}"),
+        0 | 1 => format!("a line of {len} sectors"),
+        _ => format!("a stripe of {len} sectors, the line's length divided by {stripes}"),
     };
+    let bytes = u128::from(size) * u128::from(SECTOR_SIZE);
     Diagnostic::error(source, span, reason)
-        .found(format!("{len} sectors needed{share}"))
+        .found(found)
         .expected(expected)
-        .help(format!("{name} has {size} sectors of 512 bytes; the limits are of the device as it is now"))
+        .help(format!("{name} has {size} sectors ({bytes} bytes): make the line shorter or the device larger"))
 }
 
 /// Whether a request of whole blocks that crosses lines gives every line whole blocks
@@ -309,10 +311,10 @@ fn check_boundaries(source: &Source, lines: &[Resolved<'_>], blocks: &[u32], blo
         format!("table line {refused} (start sect {start} len {len}) not aligned to h/w logical block size {block}");
     let (span, found) = if refused == lines.len() {
         let end = start.get().saturating_add(len.get());
-        (at.line.len_span, format!("the table ends at sector {end}"))
+        (at.line.len_span, format!("an end of the table at sector {end}, inside a block"))
     } else {
         let start_span = at.line.start_span;
-        (start_span, format!("this line starts at sector {start}"))
+        (start_span, format!("a start at sector {start}, inside a block"))
     };
     Err(Diagnostic::error(source, span, reason).found(found).expected(format!("a multiple of {sectors} sectors")).help(
         format!(
@@ -333,7 +335,7 @@ fn device_misaligned(source: &Source, area: &Area<'_>, limits: &Stacked) -> Diag
         u128::from(area.start) * u128::from(SECTOR_SIZE),
     );
     Diagnostic::warning(source, area.start_span, reason)
-        .found(format!("sector {} is inside a physical block", area.start))
+        .found(format!("sector {}, which is inside a physical block", area.start))
         .help("writes may be slower than they could be; start on a multiple of the physical block size")
 }
 

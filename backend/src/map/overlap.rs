@@ -176,6 +176,6 @@ fn warning(
     let name = names.get(&overlap.dev).map_or("a device", |name| &**name);
     let reason = format!("sectors {}..{} of {name} are reachable through {ways}", overlap.start, overlap.end);
     Diagnostic::warning(source, span(second), reason)
-        .found("leads to sectors that the table uses already")
+        .found("a second way to the same sectors")
         .help("what is written through one place changes what the other reads; serve the disk read-only, or give each place its own sectors")
 }

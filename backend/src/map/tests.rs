@@ -420,3 +420,29 @@ fn overlap_warnings_are_few_and_fast() {
     assert_eq!(reasons.len(), 9);
     assert!(reasons[8].ends_with("more device ranges are reachable in two ways"), "{}", reasons[8]);
 }
+
+#[test]
+fn components_that_do_not_line_up_are_known_at_the_top() {
+    let mut world = World::new();
+    // Chunks of half a block: reported for the line, and kept for whatever is put on top of it.
+    world.stack("s", "0 128 striped 2 4 k 0 a 0");
+    assert!(world.map("0 64 linear /dev/mapper/s 0").limits().misaligned);
+    assert!(!world.map("0 128 striped 2 8 k 0 a 0").limits().misaligned);
+}
+
+#[test]
+fn refusals_say_where_why_and_what_would_do() {
+    let world = World::new();
+    let refusal = world.refusal("0 8 zero\n8 2000000 linear a 400000");
+    assert_eq!(
+        refusal.to_string(),
+        "\
+error: a too small for target: start=400000, len=2000000, dev_size=1000000
+  --> t:2:3
+   |
+ 2 | 8 2000000 linear a 400000
+   |   ^^^^^^^ found a line of 2000000 sectors
+   = expected: at most 600000 sectors from sector 400000 on
+   = help: a has 1000000 sectors (512000000 bytes): make the line shorter or the device larger"
+    );
+}
