@@ -34,8 +34,8 @@ fn device(source: &Source, fields: &[Text<'_>; 5], names: &mut Names) -> Result<
         other => {
             let reason = format!("Invalid flags parameter '{other}' must be 'ro' or 'rw' or empty.");
             return Err(Diagnostic::error(source, flags.whole_span(), reason)
-                .found(format!("{other:?}"))
-                .expected("ro, rw or nothing; a blank before the comma counts"));
+                .found(format!("\"{other}\""))
+                .expected("ro, rw or nothing, without a blank behind it"));
         }
     };
     let name_span = name.whole_span();
@@ -67,7 +67,7 @@ fn minor_number(source: &Source, field: &Text<'_>) -> Result<Option<u32>, Diagno
         _ => {
             let reason = format!("Invalid minor parameter '{text}' must be a number or empty.");
             Err(Diagnostic::error(source, field.whole_span(), reason)
-                .found(format!("{text:?}"))
+                .found(format!("\"{text}\""))
                 .expected(format!("a decimal number up to {MAX_MINOR}, or nothing"))
                 .help(format!("the fields are {FORM}")))
         }
@@ -147,7 +147,7 @@ impl<'a> Entries<'a> {
     fn incomplete(&self, entry: Range<usize>, reason: &str, fields: &[Text<'_>]) -> Diagnostic {
         let text = self.source.text();
         let entry = lexer::trim(text, entry);
-        let parsed = FIELDS.iter().zip(fields).map(|(name, field)| format!("{name} {:?}", field.as_str()));
+        let parsed = FIELDS.iter().zip(fields).map(|(name, field)| format!("{name} \"{}\"", field.as_str()));
         let parsed = parsed.collect::<Vec<_>>().join(", ");
         let count = match fields.len() {
             1 => "1 field".to_owned(),

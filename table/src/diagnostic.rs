@@ -81,8 +81,8 @@ impl Diagnostic {
         }))
     }
 
-    /// What stands at the place: shown beside the caret after the word "found", as it is given (quote text
-    /// that comes from the source with `{:?}`).
+    /// What stands at the place: shown beside the caret after the word "found". Put words of the source in
+    /// quotes; what needs escaping is escaped when it is shown.
     pub fn found(mut self, found: impl Into<String>) -> Diagnostic {
         self.0.found = Some(found.into());
         self

@@ -23,6 +23,10 @@ pub(crate) struct RawLine {
     params_at: Range<usize>,
 }
 
+/// What to do where a name stands in front of a line and should not, or the other way round.
+pub(crate) const NAMES_IN_FRONT: &str =
+    "either every line has a device's name in front, as `dmsetup table` prints them, or none has";
+
 /// The conversions of dmsetup's `"%llu %llu %s"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Missing {
@@ -68,7 +72,9 @@ pub(crate) fn scan(
     };
     let len_start = lexer::skip_blanks(line, start_end);
     let Some((len, len_end)) = lexer::scan_u64(line, len_start) else {
-        return refuse(Missing::Length, len_start);
+        // `0x10`: the number ended within the word, so the word is what is wrong.
+        let word_goes_on = len_start == start_end && len_start < range.end;
+        return if word_goes_on { refuse(Missing::Start, range.start) } else { refuse(Missing::Length, len_start) };
     };
     let type_start = lexer::skip_blanks(line, len_end);
     let type_end = lexer::skip_word(line, type_start);
@@ -115,12 +121,15 @@ fn invalid_format(
         Missing::Length => "the line's length in sectors",
         Missing::Type => "the target's type",
     };
-    let found = if word.is_empty() { "the end of the line".to_owned() } else { format!("{word:?}") };
+    let found = if word.is_empty() { "the end of the line".to_owned() } else { format!("\"{word}\"") };
     let diagnostic = Diagnostic::error(source, text.span(rest.start..word_end), format!("Invalid format on {place}."))
         .found(found)
         .expected(format!("{what}: <start> <length> <type> [<arguments>]"));
     if word.starts_with('\u{feff}') {
         return diagnostic.help("the file begins with a byte order mark: save it without one");
+    }
+    if word.ends_with(':') {
+        return diagnostic.help(NAMES_IN_FRONT);
     }
     let hex = word.strip_prefix("0x").or_else(|| word.strip_prefix('x'));
     match hex.and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
@@ -167,8 +176,12 @@ pub(crate) fn load(source: &Source, text: &Text<'_>, raw: &RawLine, end: Sectors
     }
 
     let args = Args::new(text, params_at.clone(), *len, len_span);
-    let target = (kind.construct)(&args).map_err(|fault| wrong_arguments(source, kind, fault))?;
-    let whole = start_at.start..params_at.end.max(type_at.end);
+    let cut_by_comment = text.as_str().as_bytes().get(params_at.end) == Some(&b'#');
+    let target = (kind.construct)(&args).map_err(|fault| {
+        let refusal = wrong_arguments(source, kind, fault);
+        if cut_by_comment { refusal.help("a # begins a comment, also within a word") } else { refusal }
+    })?;
+    let whole = start_at.start..if params_at.is_empty() { type_at.end } else { params_at.end };
     let (start, len) = (Sectors::new(*start), Sectors::new(*len));
     Ok(Line { start, len, target, span: text.span(whole), start_span, len_span, type_span })
 }
@@ -186,7 +199,7 @@ fn too_large(source: &Source, text: &Text<'_>, raw: &RawLine) -> Diagnostic {
 fn unknown_type(source: &Source, text: &Text<'_>, raw: &RawLine) -> Diagnostic {
     let name = &text.as_str()[raw.type_at.clone()];
     let diagnostic = Diagnostic::error(source, text.span(raw.type_at.clone()), format!("{name}: unknown target type"))
-        .found(format!("{name:?}"))
+        .found(format!("\"{name}\""))
         .expected(have());
     if raw.len_at.end == raw.type_at.start {
         let number = &text.as_str()[raw.len_at.clone()];

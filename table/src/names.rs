@@ -58,7 +58,7 @@ pub(crate) struct Names {
 impl Names {
     /// What libdm refuses about a name before it reads the table.
     pub(crate) fn check(&self, source: &Source, name: &str, span: Span) -> Result<(), Diagnostic> {
-        let refuse = |reason: String| Diagnostic::error(source, span, reason).found(format!("{name:?}"));
+        let refuse = |reason: String| Diagnostic::error(source, span, reason).found(quoted(name));
         if name.contains('/') {
             return Err(refuse(format!("Name \"{name}\" invalid. It contains \"/\"."))
                 .expected("a name, not a path: the device is found as /dev/mapper/NAME"));
@@ -81,7 +81,7 @@ impl Names {
 
     /// What libdm refuses about a uuid before it reads the table.
     pub(crate) fn check_uuid(&self, source: &Source, uuid: &str, span: Span) -> Result<(), Diagnostic> {
-        let refuse = |reason: String| Diagnostic::error(source, span, reason).found(format!("{uuid:?}"));
+        let refuse = |reason: String| Diagnostic::error(source, span, reason).found(quoted(uuid));
         match mangle(uuid) {
             Err(Mixed) => Err(refuse(mixed("UUID", uuid)).help(MIXED_HELP)),
             Ok(mangled) if mangled.len() > UUID_LEN => {
@@ -107,15 +107,16 @@ impl Names {
                 .expected("name,uuid,minor,flags,table"));
         }
         if matches!(name, "control" | "." | "..") {
-            return Err(refuse(name_span, "device name cannot be \"control\", \".\", or \"..\"".to_owned())
-                .found(format!("{name:?}")));
+            return Err(
+                refuse(name_span, "device name cannot be \"control\", \".\", or \"..\"".to_owned()).found(quoted(name))
+            );
         }
         let busy =
             format!("create ioctl on {name} {} failed: Device or resource busy", uuid.map_or("", |(uuid, _)| uuid));
         let taken = |span, what: &str, text: &str, first: Span| {
             let (line, column) = source.line_col(first.start);
             refuse(span, busy.clone())
-                .found(format!("the {what} {text:?} for a second time"))
+                .found(format!("the {what} {} for a second time", quoted(text)))
                 .expected(format!("a {what} that no other device of the file has"))
                 .help(format!("the first is at line {line}, column {column}"))
         };
@@ -132,6 +133,10 @@ impl Names {
     }
 }
 
+fn quoted(text: &str) -> String {
+    format!("\"{text}\"")
+}
+
 const MIXED_HELP: &str =
     "a part \\xNN stands for one byte; then every byte other than 0-9A-Za-z#+-.:=@_ must be written so";
 const NO_COMMENTS: &str = "the concise form has no comments except inside of tables";
@@ -144,7 +149,7 @@ fn mixed(what: &str, text: &str) -> String {
 /// file, that was read as a name.
 fn readable(what: &str, text: &str) -> Result<(), String> {
     let control = text.chars().any(char::is_control);
-    if control { Err(format!("{what} {text:?} invalid. It contains a control character.")) } else { Ok(()) }
+    if control { Err(format!("{what} {} invalid. It contains a control character.", quoted(text))) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -61,7 +61,8 @@ pub(crate) fn parse(source: &Source, guessed: bool) -> Result<Vec<Device>, Diagn
         return parse_named(source, &text, of);
     }
     let lines = scan_table(source, &text, of).map_err(|refusal| {
-        let unreadable = guessed && first.is_some_and(|first| !line::starts_with_numbers(text.as_str(), first.start));
+        let first = first.map_or("", |first| &text.as_str()[first]);
+        let unreadable = guessed && lexer::scan_u64(first, 0).is_none() && !first.starts_with('\u{feff}');
         if unreadable { refusal.help("the concise form begins with name,uuid,minor,flags,table") } else { refusal }
     })?;
     let table = load_table(source, &text, &lines)?;
@@ -81,7 +82,7 @@ fn parse_named(source: &Source, text: &Text<'_>, of: &str) -> Result<Vec<Device>
             return Err(Diagnostic::error(source, text.span(range), reason)
                 .found("no device's name")
                 .expected("NAME: <start> <length> <type> [<arguments>]")
-                .help("either every line has a name in front, as `dmsetup table` prints them, or none has"));
+                .help(line::NAMES_IN_FRONT));
         };
         let index = *indices.entry(&text.as_str()[name.clone()]).or_insert_with(|| {
             devices.push((name.clone(), Vec::new()));

@@ -57,8 +57,8 @@ impl<'a> Args<'a> {
             Some(sector) => Ok(Sectors::new(sector)),
             None => {
                 let fault = self.fault(n, reason).expected(OFFSET);
-                Err(match unit(self.word(n)) {
-                    Some(sectors) => fault.help(format!("sectors have 512 bytes: {} is {sectors}", self.word(n))),
+                Err(match meant(self.word(n)) {
+                    Some(sectors) => fault.help(format!("{} is {sectors} sectors of 512 bytes", self.word(n))),
                     None => fault,
                 })
             }
@@ -78,7 +78,7 @@ impl<'a> Args<'a> {
         Fault {
             reason: reason.to_string(),
             span: self.span(n),
-            found: format!("{:?}", self.word(n)),
+            found: format!("\"{}\"", self.word(n)),
             expected: None,
             help: Vec::new(),
         }
@@ -99,8 +99,8 @@ impl<'a> Args<'a> {
     }
 }
 
-/// The sectors that a number with a unit may have meant: `10s`, `0x10`, `4K`, `1MiB`.
-fn unit(word: &str) -> Option<u64> {
+/// The sectors that a number may have meant which is none here: `10s`, `0x10`, `4K`, `1MiB`.
+fn meant(word: &str) -> Option<u64> {
     if let Some(hex) = word.strip_prefix("0x") {
         return u64::from_str_radix(hex, 16).ok();
     }
