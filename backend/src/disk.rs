@@ -75,8 +75,12 @@ pub fn load(file: &TableFile, name: &str, options: &Options, registry: &mut Regi
         let mut resolve = |dev: &DevRef| loader.resolve(dev, read_only);
         let (map, doubts) = Map::build(&file.source, &device.table, read_only, &mut resolve)?;
         if map.is_empty() {
-            return Err(Diagnostic::error(&file.source, device.name_span, "no targets: an empty table has no disk to serve")
-                .help("a line is `START LENGTH TARGET ARGUMENTS`, for example `0 2048 linear disk.img 0`"));
+            return Err(Diagnostic::error(
+                &file.source,
+                device.name_span,
+                "no targets: an empty table has no disk to serve",
+            )
+            .help("a line is `START LENGTH TARGET ARGUMENTS`, for example `0 2048 linear disk.img 0`"));
         }
         warnings.extend(doubts.iter().map(ToString::to_string));
         loader.maps[index] = Some(Arc::new(map));
@@ -86,7 +90,8 @@ pub fn load(file: &TableFile, name: &str, options: &Options, registry: &mut Regi
     }
     let tops = (0..file.devices.len()).filter(|i| !loader.used[*i]).collect();
     let Loader { maps, components, .. } = loader;
-    let disk = |(device, map): (&Device, Option<Arc<Map>>)| map.map(|map| disk(device, map, &components, name, options));
+    let disk =
+        |(device, map): (&Device, Option<Arc<Map>>)| map.map(|map| disk(device, map, &components, name, options));
     let disks = file.devices.iter().zip(maps).filter_map(disk).collect();
     Ok(Loaded { disks, tops, warnings })
 }

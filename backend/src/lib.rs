@@ -1,13 +1,23 @@
 //! The back end as a library, so that tests and the binary share it.
+//!
+//! One request's way: [`vring`] gives a head, [`request`] makes a block request of it, [`worker`] cuts it by the [`map`]
+//! into operations, an [`engine`] does them on [`device`] components, and the head goes back with a status. [`frontend`]
+//! decides when a queue is served, [`disk`] what, [`daemon`] on which socket.
 #![deny(unsafe_code)]
 
+pub mod args;
 pub mod chain;
+pub mod check;
+pub mod daemon;
 pub mod device;
+pub mod disk;
 pub mod engine;
+pub mod frontend;
 pub mod guest;
 pub mod limit;
 pub mod map;
 pub mod request;
+pub mod socket;
 pub mod uring;
 pub mod vring;
 pub mod worker;

@@ -1,2 +1,161 @@
-//! vhost-user-dm.
-fn main() {}
+//! vhost-user-dm: a device-mapper table as a vhost-user-blk disk. See `--help`.
+
+use std::fmt::Display;
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use dm_table::{Diagnostic, Format, Source, TableFile};
+use log::LevelFilter;
+use vhost_user_dm::args::{Args, Command, Load, Log, Open};
+use vhost_user_dm::daemon::{self, Place, Signals};
+use vhost_user_dm::device::{self, Registry};
+use vhost_user_dm::disk::{self, Disk, Loaded};
+use vhost_user_dm::frontend::config::Offer;
+use vhost_user_dm::{check, uring};
+
+fn main() -> ExitCode {
+    // Conventions for vhost-user back ends: this option wins over everything else on the line.
+    if std::env::args_os().any(|arg| arg == "--print-capabilities") {
+        println!("{{\n  \"type\": \"block\",\n  \"features\": [\"read-only\", \"blk-file\"]\n}}");
+        return ExitCode::SUCCESS;
+    }
+    let args = Args::parse();
+    let result = match &args.command {
+        Some(Command::Check { table, open, log }) => {
+            init_log(log);
+            run_check(table, open)
+        }
+        None => {
+            init_log(&args.log);
+            serve(&args)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{}", message.trim_end());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn init_log(log: &Log) {
+    let level = match (log.verbose, log.quiet) {
+        (0, 0) => LevelFilter::Info,
+        (1, _) => LevelFilter::Debug,
+        (_, 1) => LevelFilter::Warn,
+        (0, _) => LevelFilter::Error,
+        _ => LevelFilter::Trace,
+    };
+    env_logger::Builder::new().filter_level(level).parse_env("VHOST_USER_DM_LOG").format_target(false).init();
+}
+
+fn say(what: &str) -> impl FnOnce(&dyn Display) -> String {
+    let what = what.to_owned();
+    move |error| format!("vhost-user-dm: {what}: {error}")
+}
+
+fn serve(args: &Args) -> Result<(), String> {
+    let signals = Signals::block().map_err(|e| say("cannot block signals")(&e))?;
+    uring::probe().map_err(|e| format!("vhost-user-dm: {e}"))?;
+    let (file, name) = table_file(&args.load)?;
+    let options = options(&args.load.open, args.load.offer(), args.load.serial.clone());
+    let mut registry = Registry::new();
+    let loaded = load(&file, &name, &options, &mut registry)?;
+    for warning in &loaded.warnings {
+        log::warn!("{}", warning.trim_end());
+    }
+    let places = place(args, loaded, file.devices.len())?;
+    daemon::run(places, &signals).map_err(|e| format!("vhost-user-dm: {e}"))
+}
+
+fn options(open: &Open, offer: Offer, serial: Option<String>) -> disk::Options {
+    disk::Options { read_only: open.read_only, cache: open.cache.into(), offer, serial }
+}
+
+fn load(file: &TableFile, name: &str, options: &disk::Options, registry: &mut Registry) -> Result<Loaded, String> {
+    disk::load(file, name, options, registry).map_err(|diagnostic: Diagnostic| diagnostic.to_string())
+}
+
+/// What to serve, and what to call it where it has no name of its own.
+fn table_file(load: &Load) -> Result<(TableFile, String), String> {
+    match (&load.blk_file, &load.table) {
+        (Some(path), _) => whole_file(path, &load.open),
+        (None, Some(path)) => read_table(path, &load.open),
+        (None, None) => Err("vhost-user-dm: neither --table nor --blk-file is given".into()),
+    }
+}
+
+fn whole_file(path: &Path, open: &Open) -> Result<(TableFile, String), String> {
+    let text = path.to_str().ok_or_else(|| format!("vhost-user-dm: {}: the path is not UTF-8", path.display()))?;
+    let options = device::Options { read_only: open.read_only, cache: open.cache.into() };
+    // Its own registry: the opening, its locks included, ends here and is done again for the chain.
+    let component = Registry::new().open(text, None, &options).map_err(|error| {
+        let help = error.help().map(|help| format!("\n  = help: {help}")).unwrap_or_default();
+        format!("vhost-user-dm: --blk-file: {error}{help}")
+    })?;
+    let name = path.file_name().map_or_else(|| text.to_owned(), |n| n.to_string_lossy().into_owned());
+    Ok((disk::whole(text, component.size), name))
+}
+
+fn read_table(path: &Path, open: &Open) -> Result<(TableFile, String), String> {
+    let stdin = path == Path::new("-");
+    let shown = if stdin { "<stdin>".into() } else { path.display().to_string() };
+    let mut text = String::new();
+    let read = match stdin {
+        true => std::io::stdin().read_to_string(&mut text).map(drop),
+        false => std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text)).map(drop),
+    };
+    read.map_err(|e| say(&format!("cannot read the table file {shown}"))(&e))?;
+    let format = if open.concise { Format::Concise } else { Format::Auto };
+    let file = dm_table::parse(Arc::new(Source::new(shown, text)), format).map_err(|d| d.to_string())?;
+    let stem = path.file_stem().filter(|_| !stdin).map(|s| s.to_string_lossy().into_owned());
+    Ok((file, stem.unwrap_or_else(|| "disk".into())))
+}
+
+/// Which disk goes where.
+fn place(args: &Args, loaded: Loaded, devices: usize) -> Result<Vec<(Disk, Place)>, String> {
+    if let Some(dir) = &args.listen.socket_dir {
+        std::fs::create_dir_all(dir).map_err(|e| say(&format!("cannot make {}", dir.display()))(&e))?;
+        let path = |disk: Disk| {
+            let path = dir.join(format!("{}.sock", disk.name));
+            (disk, Place::Path(path))
+        };
+        return Ok(loaded.disks.into_iter().map(path).collect());
+    }
+    let index = match &args.load.device {
+        Some(name) => loaded.disks.iter().position(|d| d.name == *name).ok_or_else(|| {
+            let names: Vec<_> = loaded.disks.iter().map(|d| d.name.as_str()).collect();
+            format!("vhost-user-dm: --device={name}: the table file has no such device, but {}", names.join(", "))
+        })?,
+        None => match loaded.tops[..] {
+            [top] => top,
+            _ if devices == 0 => return Err("vhost-user-dm: the table file has no device".into()),
+            _ => {
+                let names: Vec<_> = loaded.tops.iter().map(|i| loaded.disks[*i].name.as_str()).collect();
+                return Err(format!(
+                    "vhost-user-dm: the table file has several devices that no other uses ({}): \
+                     say --device=NAME, or serve all of them with --socket-dir",
+                    names.join(", ")
+                ));
+            }
+        },
+    };
+    let place = match (&args.listen.socket_path, args.listen.fd) {
+        (Some(path), _) => Place::Path(path.clone()),
+        (None, Some(fd)) => Place::Fd(fd),
+        (None, None) => return Err("vhost-user-dm: one of --socket-path, --socket-dir and --fd is needed".into()),
+    };
+    Ok(loaded.disks.into_iter().nth(index).map(|disk| (disk, place)).into_iter().collect())
+}
+
+fn run_check(table: &Path, open: &Open) -> Result<(), String> {
+    let (file, name) = read_table(table, open)?;
+    let options = options(open, Offer { num_queues: 1, queue_size: 256 }, None);
+    let loaded = load(&file, &name, &options, &mut Registry::new())?;
+    print!("{}", check::report(&loaded));
+    Ok(())
+}

@@ -211,7 +211,11 @@ impl Uring {
         }
     }
 
-    fn build(file: FileIx, command: Command<'_>, keep: impl FnOnce(&[HostSlice]) -> (*const libc::iovec, u32)) -> squeue::Entry {
+    fn build(
+        file: FileIx,
+        command: Command<'_>,
+        keep: impl FnOnce(&[HostSlice]) -> (*const libc::iovec, u32),
+    ) -> squeue::Entry {
         let fixed = file.0 & PLAIN == 0;
         let fd = types::Fd((file.0 & !PLAIN) as RawFd);
         let entry = match command {

@@ -44,15 +44,7 @@ impl Vring {
         let used = ring.used_idx();
         // Flags may be left over from a back end before us.
         ring.set_used_flags(0);
-        Vring {
-            ring,
-            next_avail: base,
-            seen_avail: base,
-            next_used: used,
-            published: used,
-            event_idx,
-            asleep: true,
-        }
+        Vring { ring, next_avail: base, seen_avail: base, next_used: used, published: used, event_idx, asleep: true }
     }
 
     /// The memory, for descriptors.

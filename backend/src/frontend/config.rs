@@ -102,6 +102,11 @@ pub fn space(chain: &Chain, offer: Offer, writeback: bool) -> [u8; LEN] {
     space
 }
 
+/// The `max_discard_sectors` field.
+pub fn discard_sectors(space: &[u8; LEN]) -> u32 {
+    u32::from_le_bytes([space[36], space[37], space[38], space[39]])
+}
+
 /// `size` bytes of the space from `offset`; zeroes where it ends. The answer to GET_CONFIG must have the size asked for.
 pub fn window(space: &[u8; LEN], offset: u32, size: u32) -> Vec<u8> {
     let at = |i: u32| offset.checked_add(i).and_then(|i| space.get(i as usize)).copied().unwrap_or(0);

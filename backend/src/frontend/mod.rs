@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod control;
+pub mod relay;
 mod session;
 mod vring;
 

@@ -161,7 +161,7 @@ impl VhostUserBackend for Session {
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         // Nothing may touch the old regions when this returns: they are unmapped with their last user.
         let paused: Vec<_> = self.queues.iter().filter(|queue| queue.pause()).collect();
-        let guest = Guest::new(Arc::clone(&memory.memory())).map_err(|error| {
+        let guest = Guest::new(memory.memory().into_inner()).map_err(|error| {
             log::error!("{}: {error}", self.shared.chain.name);
             io::Error::other(error)
         })?;

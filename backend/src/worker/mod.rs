@@ -208,7 +208,7 @@ impl<E: Engine> Core<E> {
                 if let Some(Some(place)) = self.queues.get_mut(index as usize) {
                     place.queue.set_call(call);
                 }
-                drop(answer.send(()));
+                let _ = answer.send(());
             }
             Mail::Exit => return false,
         }

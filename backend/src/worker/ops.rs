@@ -283,8 +283,7 @@ impl Ops {
             }
         };
         let op = &mut self.ops[token as usize];
-        let verdict =
-            Verdict { owner: op.owner, action: op.action, device: op.index, at: op.begin, errno };
+        let verdict = Verdict { owner: op.owner, action: op.action, device: op.index, at: op.begin, errno };
         if let Some(buffer) = op.bounce.take() {
             self.buffers.push(buffer);
             if let Some(next) = self.waiting.pop_front() {

@@ -376,7 +376,13 @@ impl Queue {
         let device = self.chain.components.get(usize::from(verdict.device)).map_or("?", |c| c.name.as_str());
         let error = std::io::Error::from_raw_os_error(verdict.errno);
         let sector = verdict.at / dm_table::SECTOR_SIZE;
-        limited!(self.limiter, error, "{}: {} at sector {sector} of {device} failed: {error}", self.name, verdict.action);
+        limited!(
+            self.limiter,
+            error,
+            "{}: {} at sector {sector} of {device} failed: {error}",
+            self.name,
+            verdict.action
+        );
         match (verdict.action, verdict.errno) {
             (Action::Discard, libc::EOPNOTSUPP) => UNSUPP,
             _ => IOERR,

@@ -1,0 +1,74 @@
+//! `vhost-user-dm check`: what would be served, said in advance.
+
+use std::fmt::Write as _;
+
+use crate::disk::Loaded;
+use crate::frontend::config::{self, Offer};
+
+/// A report for people.
+pub fn report(loaded: &Loaded) -> String {
+    let mut text = String::new();
+    for disk in &loaded.disks {
+        describe(&mut text, disk);
+    }
+    for warning in &loaded.warnings {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{}", warning.trim_end());
+    }
+    text
+}
+
+fn describe(text: &mut String, disk: &crate::disk::Disk) {
+    let chain = &disk.chain;
+    let limits = chain.map.limits();
+    let space = config::space(chain, Offer { num_queues: 1, queue_size: 256 }, true);
+    let bytes = chain.len().bytes();
+    let _ = writeln!(
+        text,
+        "{}: {} sectors ({}), {}-byte blocks",
+        disk.name,
+        chain.len(),
+        human(bytes),
+        limits.logical_block
+    );
+    for line in disk.table.lines() {
+        let _ = writeln!(text, "  {line}");
+    }
+    let _ = writeln!(
+        text,
+        "  access: {}; discard: {}; serial: {}",
+        if chain.read_only { "read-only" } else { "read-write" },
+        match limits.discard {
+            Some(d) => format!("up to {} sectors in {}-byte units", config::discard_sectors(&space), d.granularity),
+            None => "no".to_owned(),
+        },
+        String::from_utf8_lossy(&disk.serial).trim_end_matches('\0'),
+    );
+    let _ = writeln!(text, "  {} segments on {} components", chain.map.segments(), chain.map.flush_set().len());
+    for ix in chain.map.flush_set() {
+        if let Some(component) = chain.components.get(usize::from(ix.0)) {
+            let _ = writeln!(text, "    {}", component.describe());
+        }
+    }
+}
+
+/// Bytes for people, in binary units.
+pub fn human(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = (63 - bytes.max(1).leading_zeros() as usize) / 10;
+    match unit {
+        0 => format!("{bytes} bytes"),
+        _ => format!("{:.1} {}", bytes as f64 / (1u64 << (10 * unit)) as f64, UNITS[unit]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_for_people() {
+        for (bytes, text) in [(0, "0 bytes"), (512, "512 bytes"), (1536, "1.5 KiB"), (1 << 30, "1.0 GiB")] {
+            assert_eq!(super::human(bytes), text);
+        }
+        assert_eq!(super::human(u64::MAX), "16.0 EiB");
+    }
+}
