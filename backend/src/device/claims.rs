@@ -20,7 +20,7 @@ const HOLDER_DEPTH: u32 = 8;
 /// A use of a device or file by this machine that excludes serving it writable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
-    /// What the use is, with the name of the mount: `"mounted on /srv (ext4)"`.
+    /// What the use is, with the name of the mount: `"it is mounted on /srv (ext4)"`.
     pub what: String,
     /// Whether the machine may change the data.
     pub writes: bool,
@@ -31,7 +31,7 @@ pub(super) struct Claim {
 /// The claims on a block device, on its partitions and on the disk that it is a partition of.
 pub(super) fn of_block(disk: &Disk, identity: Identity) -> Vec<Claim> {
     let host = Host::look();
-    let mut claims = host.direct(disk);
+    let mut claims: Vec<Claim> = host.direct(disk).into_iter().map(|claim| claim.prefixed("it is ")).collect();
     for partition in disk.partitions() {
         let prefix = format!("its partition {} is ", partition.name());
         claims.extend(host.direct(&partition).into_iter().map(|claim| claim.prefixed(&prefix)));
@@ -48,7 +48,7 @@ pub(super) fn of_block(disk: &Disk, identity: Identity) -> Vec<Claim> {
 pub(super) fn of_file(identity: Identity) -> Vec<Claim> {
     let host = Host::look();
     let mut claims = host.loops(identity);
-    claims.extend(host.swap(identity));
+    claims.extend(host.swap(identity).map(|claim| claim.prefixed("it is ")));
     claims
 }
 
@@ -156,13 +156,13 @@ impl Host {
         if claims.is_empty() {
             // A read-only loop device that nobody uses neither changes the file nor relies on it.
             let writable = !disk.is_read_only();
-            let what = format!("the backing file of the loop device {name}");
+            let what = format!("it is the backing file of the loop device {name}");
             return writable.then_some(Claim { what, writes: true, release: detach });
         }
         let uses: Vec<&str> = claims.iter().map(|claim| claim.what.as_str()).collect();
         let releases: Vec<&str> = claims.iter().map(|claim| claim.release.as_str()).collect();
         Some(Claim {
-            what: format!("the backing file of the loop device {name}, {}", uses.join(" and ")),
+            what: format!("it is the backing file of the loop device {name}, {}", uses.join(" and ")),
             writes: claims.iter().any(|claim| claim.writes),
             release: format!("{}, then {detach}", releases.join(" and ")),
         })
@@ -193,6 +193,8 @@ fn name_some(mut names: Vec<String>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -200,5 +202,73 @@ mod tests {
         let names = |count: usize| (0..count).map(|n| format!("/m{n}")).collect::<Vec<_>>();
         assert_eq!(name_some(names(3)), "/m0, /m1, /m2");
         assert_eq!(name_some(names(5)), "/m0, /m1, /m2 and 2 more");
+    }
+
+    /// A device directory as sysfs has it: attributes with their text.
+    fn device(root: &Path, name: &str, attributes: &[(&str, &str)]) -> PathBuf {
+        let dir = root.join(name);
+        fs::create_dir_all(dir.join("holders")).unwrap();
+        for (attribute, text) in attributes {
+            fs::create_dir_all(dir.join(attribute).parent().unwrap()).unwrap();
+            fs::write(dir.join(attribute), format!("{text}\n")).unwrap();
+        }
+        dir
+    }
+
+    fn hold(device: &Path, holder: &Path) {
+        symlink(holder, device.join("holders").join(holder.file_name().unwrap())).unwrap();
+    }
+
+    /// Holders need a kernel with md or dm; their directories are played here.
+    #[test]
+    fn holders_are_named_with_what_they_are_and_where_they_are_mounted() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let disk = device(root, "sda", &[("dev", "8:0")]);
+        let partition = device(&disk, "sda2", &[("dev", "8:2"), ("partition", "2")]);
+        let md = device(root, "md0", &[("dev", "9:0"), ("md/level", "raid1")]);
+        let crypt = device(root, "dm-0", &[("dev", "253:0"), ("dm/name", "vault"), ("dm/uuid", "CRYPT-LUKS2-1-vault")]);
+        let volume = device(root, "dm-1", &[("dev", "253:1"), ("dm/name", "vg-root"), ("dm/uuid", "LVM-abc")]);
+        hold(&partition, &md);
+        hold(&md, &crypt);
+        hold(&crypt, &volume);
+        let mount = Mount {
+            dev: "253:1".into(),
+            at: "/".into(),
+            fs_type: "xfs".into(),
+            source: "/dev/mapper/vg-root".into(),
+            read_only: false,
+        };
+        let host = Host { mounts: vec![mount], swaps: Vec::new() };
+        let claims = host.direct(&Disk::at(&partition).unwrap());
+        assert_eq!(
+            claims,
+            [Claim {
+                what: "held by md0 (md array), mounted on / (xfs)".into(),
+                writes: true,
+                release: "umount /, then stop md0 (md array)".into(),
+            }]
+        );
+        let claims = host.direct(&Disk::at(&md).unwrap());
+        assert_eq!(claims[0].what, "held by dm-0 (encrypted volume vault), mounted on / (xfs)");
+        let host = Host { mounts: Vec::new(), swaps: Vec::new() };
+        let claims = host.direct(&Disk::at(&crypt).unwrap());
+        assert_eq!(claims[0].what, "held by dm-1 (LVM volume vg-root)");
+        assert_eq!(host.direct(&Disk::at(&volume).unwrap()), []);
+        // The partition is found from its disk, and the disk from its partition.
+        let whole = Disk::at(&disk).unwrap();
+        assert_eq!(whole.partitions().iter().map(Disk::name).collect::<Vec<_>>(), ["sda2"]);
+        assert_eq!(Disk::at(&partition).unwrap().whole().map(|disk| disk.name()).as_deref(), Some("sda"));
+    }
+
+    #[test]
+    fn swap_is_found_by_its_number() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = device(root.path(), "sdb", &[("dev", "8:16")]);
+        let rdev = rustix::fs::makedev(8, 16);
+        let host = Host { mounts: Vec::new(), swaps: vec![("/dev/sdb".into(), Identity::Block { rdev })] };
+        let claims = host.direct(&Disk::at(&disk).unwrap());
+        assert_eq!(claims[0].what, "active swap (/dev/sdb)");
+        assert_eq!(claims[0].release, "swapoff /dev/sdb");
     }
 }

@@ -24,8 +24,13 @@ pub(super) fn size_in_bytes(file: &File) -> io::Result<u64> {
 }
 
 /// The limits of a block device from its queue. Without sysfs the block sizes still come from the device, and
-/// the rest is left out. Adds to `warnings` what the user should know.
-pub(super) fn of_block(file: &File, disk: Option<&Disk>, warnings: &mut Vec<String>) -> io::Result<Limits> {
+/// the rest is left out. What changes data is left out of a read-only opening. Adds to `warnings` what the user should know.
+pub(super) fn of_block(
+    file: &File,
+    disk: Option<&Disk>,
+    read_only: bool,
+    warnings: &mut Vec<String>,
+) -> io::Result<Limits> {
     let logical_block = rustix::fs::ioctl_blksszget(file)?;
     let physical_block = rustix::fs::ioctl_blkpbszget(file)?;
     let Some(disk) = disk else {
@@ -41,14 +46,15 @@ pub(super) fn of_block(file: &File, disk: Option<&Disk>, warnings: &mut Vec<Stri
         });
     };
     let queue = |attribute| disk.queue(attribute).unwrap_or(0);
-    let write_zeroes = queue("write_zeroes_max_bytes") > 0;
-    let discard_max = queue("discard_max_bytes");
+    let changing = |attribute| if read_only { 0 } else { queue(attribute) };
+    let write_zeroes_max = changing("write_zeroes_max_bytes");
+    let discard_max = changing("discard_max_bytes");
     let method = match () {
         () if discard_max > 0 => Some(DiscardMethod::BlockCommand),
-        () if write_zeroes => Some(DiscardMethod::PunchHole),
+        () if write_zeroes_max > 0 => Some(DiscardMethod::PunchHole),
         () => None,
     };
-    let max_bytes = if discard_max > 0 { discard_max } else { queue("write_zeroes_max_bytes") };
+    let max_bytes = if discard_max > 0 { discard_max } else { write_zeroes_max };
     let granularity = saturate(queue("discard_granularity")).max(logical_block);
     let alignment_offset = match disk.text("alignment_offset").map(|text| text.parse::<i64>()) {
         // The kernel's mark for a device whose start cannot be aligned to its physical blocks.
@@ -66,7 +72,7 @@ pub(super) fn of_block(file: &File, disk: Option<&Disk>, warnings: &mut Vec<Stri
         io_min: saturate(queue("minimum_io_size")),
         io_opt: saturate(queue("optimal_io_size")),
         discard: method.map(|method| Discard { granularity, max_sectors: max_bytes / SECTOR_SIZE, method }),
-        write_zeroes,
+        write_zeroes: write_zeroes_max > 0,
     })
 }
 

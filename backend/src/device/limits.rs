@@ -5,7 +5,8 @@
 pub enum DiscardMethod {
     /// `fallocate(PUNCH_HOLE | KEEP_SIZE)`: files, and block devices that can zero by unmapping.
     PunchHole,
-    /// The io_uring block discard command (Linux 6.12 and later).
+    /// The io_uring block discard command (Linux 6.12 and later). Where the kernel lacks it, hole punching
+    /// does it too if the device has [`Limits::write_zeroes`], and otherwise nothing does.
     BlockCommand,
 }
 
@@ -35,6 +36,7 @@ pub struct Limits {
     pub io_opt: u32,
     /// Discard ability; `None` when the device has none.
     pub discard: Option<Discard>,
-    /// Whether a range can be zeroed without transferring data.
+    /// Whether a range can be zeroed without transferring data. Without it a block device can still be zeroed
+    /// by `FALLOC_FL_ZERO_RANGE`, for which the kernel then writes zeroes.
     pub write_zeroes: bool,
 }

@@ -39,9 +39,8 @@ pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenE
         return Err(OpenError::Empty { path: path.clone(), why: emptiness(located.kind, bytes) });
     }
     let limits = match located.kind {
-        Kind::Block { .. } => {
-            facts::of_block(&file, disk.as_ref(), &mut warnings).map_err(io_error("cannot find its block sizes"))?
-        }
+        Kind::Block { .. } => facts::of_block(&file, disk.as_ref(), opts.read_only, &mut warnings)
+            .map_err(io_error("cannot find its block sizes"))?,
         Kind::File => facts::of_file(&file, &located.stat, bytes, opts.read_only),
     };
     let access = access::choose(&file, opts.cache, limits.logical_block)
@@ -88,7 +87,7 @@ fn check_claims(
     };
     if read_only {
         let changing = claims.iter().filter(|claim| claim.writes);
-        warnings.extend(changing.map(|claim| format!("it is {}, so it may change while it is served", claim.what)));
+        warnings.extend(changing.map(|claim| format!("{}, so it may change while it is served", claim.what)));
         return Ok(());
     }
     if !claims.is_empty() {
@@ -105,7 +104,7 @@ fn claimed(located: &Located, claims: &[Claim]) -> OpenError {
     releases.dedup();
     OpenError::Claimed {
         path: located.path.clone(),
-        reasons: claims.iter().map(|claim| format!("it is {}", claim.what)).collect(),
+        reasons: claims.iter().map(|claim| claim.what.clone()).collect(),
         help: format!("{} first, or use --read-only", releases.join(" and ")),
     }
 }

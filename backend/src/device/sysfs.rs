@@ -21,7 +21,8 @@ impl Disk {
         Disk::at(&Path::new("/sys/class/block").join(name.replace('/', "!")))
     }
 
-    fn at(link: &Path) -> Option<Disk> {
+    /// The device whose directory a link leads to.
+    pub fn at(link: &Path) -> Option<Disk> {
         Some(Disk { dir: fs::canonicalize(link).ok()? })
     }
 

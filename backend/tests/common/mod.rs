@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost_user_dm::device::{Cache, Component, OpenError, Options, Registry};
 
@@ -15,6 +15,8 @@ use vhost_user_dm::device::{Cache, Component, OpenError, Options, Registry};
 pub enum Need {
     /// Root's rights.
     Root,
+    /// Mounting of file systems.
+    Mount,
     /// Loop devices, mounts and the tools for them.
     Loop,
     /// qemu-io and qemu-storage-daemon.
@@ -27,6 +29,7 @@ impl Need {
     fn name(self) -> &'static str {
         match self {
             Need::Root => "root",
+            Need::Mount => "mount",
             Need::Loop => "loop",
             Need::Qemu => "qemu",
             Need::Tmpfs => "tmpfs",
@@ -36,13 +39,25 @@ impl Need {
     fn missing(self) -> Option<String> {
         match self {
             Need::Root => (!rustix::process::geteuid().is_root()).then(|| "it needs root".into()),
-            Need::Loop if Need::Root.missing().is_some() => Some("loop devices and mounts need root".into()),
+            Need::Mount => (!may_mount()).then(|| "mounting needs root with CAP_SYS_ADMIN".into()),
+            Need::Loop if !may_mount() => Some("loop devices and mounts need root with CAP_SYS_ADMIN".into()),
             Need::Loop if !Path::new("/dev/loop-control").exists() => Some("there is no /dev/loop-control".into()),
-            Need::Loop => missing_tool(&["losetup", "partx", "sfdisk", "mke2fs", "mount", "mkswap", "swapon"]),
+            Need::Loop => {
+                missing_tool(&["losetup", "blockdev", "partx", "sfdisk", "mke2fs", "mount", "mkswap", "swapon"])
+            }
             Need::Qemu => missing_tool(&["qemu-io", "qemu-storage-daemon"]),
             Need::Tmpfs => (!Path::new("/dev/shm").is_dir()).then(|| "there is no /dev/shm".into()),
         }
     }
+}
+
+/// Root of a container often lacks the capability.
+fn may_mount() -> bool {
+    const CAP_SYS_ADMIN: u32 = 21;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let capabilities = line.and_then(|line| u64::from_str_radix(line.trim(), 16).ok()).unwrap_or(0);
+    capabilities >> CAP_SYS_ADMIN & 1 == 1
 }
 
 fn missing_tool(names: &[&str]) -> Option<String> {
@@ -75,9 +90,33 @@ pub fn open(path: &Path, opts: &Options) -> Result<Arc<Component>, OpenError> {
     Registry::new().open(path.to_str().expect("test paths are UTF-8"), None, opts)
 }
 
-/// A directory for test files on the file system of the system's temporary directory.
-pub fn dir() -> tempfile::TempDir {
-    tempfile::tempdir().expect("a temporary directory")
+/// A directory for test files, and the right to run.
+///
+/// Tests of one binary run one after another while they have it: a process that another thread starts has a
+/// copy of every open file until it runs its program, so a device that one test has closed could still be
+/// held by a child of the other.
+pub struct Dir {
+    temporary: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Dir {
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+}
+
+/// A directory on the file system of the system's temporary directory.
+pub fn dir() -> Dir {
+    dir_in(&std::env::temp_dir())
+}
+
+/// A directory in a place of the test's choice.
+pub fn dir_in(parent: &Path) -> Dir {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // A test that failed leaves nothing that the next one depends on.
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    Dir { temporary: tempfile::tempdir_in(parent).expect("a temporary directory"), _alone: alone }
 }
 
 /// A sparse image file.
@@ -136,6 +175,8 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
+        // Write protection by blockdev would outlive the attachment.
+        let _ = try_run("blockdev", ["--setrw".as_ref(), self.node.as_os_str()]);
         let _ = try_run("partx", ["-d".as_ref(), self.node.as_os_str()]);
         let _ = try_run("losetup", ["-d".as_ref(), self.node.as_os_str()]);
     }
