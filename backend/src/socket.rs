@@ -12,21 +12,24 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 #[derive(Debug)]
 pub struct OwnedPath {
     path: PathBuf,
-    inode: (u64, u64),
+    identity: Identity,
 }
+
+/// Device, inode and the time it was made: an inode number is soon used again.
+type Identity = (u64, u64, i64, i64);
 
 impl Drop for OwnedPath {
     fn drop(&mut self) {
         // Someone may have put another socket there meanwhile; that one is theirs.
-        if identity(&self.path).ok() == Some(self.inode) {
+        if identity(&self.path).ok() == Some(self.identity) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+fn identity(path: &Path) -> io::Result<Identity> {
     use std::os::unix::fs::MetadataExt;
-    std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()))
+    std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino(), m.ctime(), m.ctime_nsec()))
 }
 
 /// Why a socket cannot be served on.
@@ -75,8 +78,8 @@ pub fn listen(path: &Path) -> Result<(UnixListener, OwnedPath), SocketError> {
         Err(error) => return Err(failed("look at")(error)),
     }
     let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
-    let inode = identity(path).map_err(failed("look at"))?;
-    Ok((listener, OwnedPath { path: path.to_owned(), inode }))
+    let identity = identity(path).map_err(failed("look at"))?;
+    Ok((listener, OwnedPath { path: path.to_owned(), identity }))
 }
 
 fn is_served(path: &Path) -> io::Result<bool> {
