@@ -169,34 +169,27 @@ impl Snippet {
     fn new(source: &Source, span: Span) -> Snippet {
         let range = source.line_range(span.start);
         let line = &source.text()[range.clone()];
-        let place = span.start.clamp(range.start, range.end) - range.start;
-        let place_end = span.end.clamp(range.start, range.end) - range.start;
+        let within = |at: usize| source.floor(at).clamp(range.start, range.end) - range.start;
+        let (place, place_end) = (within(span.start), within(span.end));
 
-        let width = |text: &str| text.chars().map(|c| columns(c).1).sum::<usize>();
-        let before = line.char_indices().take_while(|&(at, c)| at + c.len_utf8() <= place).map(|(_, c)| columns(c).1);
-        let caret_at: usize = before.sum();
         // A short line is shown whole; of a long one, a window that has the place near its start.
-        let skip_columns = if width(line) <= LINE_COLUMNS { 0 } else { caret_at.saturating_sub(BEFORE_COLUMNS) };
+        let whole = fitting(line.chars(), LINE_COLUMNS) == line.len();
+        let skipped = if whole { 0 } else { place - fitting(line[..place].chars().rev(), BEFORE_COLUMNS) };
 
         let mut snippet = Snippet { text: String::new(), caret_at: 0, caret_len: 0 };
-        let (mut seen, mut shown) = (0, 0);
-        for (at, c) in line.char_indices() {
+        if skipped > 0 {
+            snippet.text.push(CUT);
+            snippet.caret_at = 1;
+        }
+        let mut shown = 0;
+        for (at, c) in line[skipped..].char_indices().map(|(at, c)| (skipped + at, c)) {
             let (escaped, columns) = columns(c);
-            if seen < skip_columns {
-                seen += columns;
-                continue;
-            }
-            if skip_columns > 0 && shown == 0 {
-                snippet.text.push(CUT);
-                shown = 1;
-                snippet.caret_at = 1;
-            }
-            if shown + columns > LINE_COLUMNS {
+            shown += columns;
+            if shown > LINE_COLUMNS {
                 snippet.text.push(CUT);
                 break;
             }
             snippet.text.push_str(&escaped);
-            shown += columns;
             if at + c.len_utf8() <= place {
                 snippet.caret_at += columns;
             } else if at < place_end {
@@ -206,6 +199,16 @@ impl Snippet {
         snippet.caret_len = snippet.caret_len.max(1);
         snippet
     }
+}
+
+/// How many bytes of `chars` fit into `width` terminal columns.
+fn fitting(chars: impl Iterator<Item = char>, width: usize) -> usize {
+    let mut used = 0;
+    let fits = chars.take_while(|&c| {
+        used += columns(c).1;
+        used <= width
+    });
+    fits.map(char::len_utf8).sum()
 }
 
 /// A character as it is shown in a source line, and its width in terminal columns.

@@ -58,7 +58,7 @@ impl Source {
     }
 
     /// `offset` brought inside the text and back to the start of a character.
-    fn floor(&self, offset: usize) -> usize {
+    pub(crate) fn floor(&self, offset: usize) -> usize {
         let mut offset = offset.min(self.text.len());
         while !self.text.is_char_boundary(offset) {
             offset -= 1;

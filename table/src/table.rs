@@ -20,7 +20,7 @@ impl TableFile {
     /// All devices on one line, as `dmsetup table --concise` prints them: `name,uuid,minor,ro|rw,table[,table]…`,
     /// separated by `;`. Device names within tables are as the user gave them.
     ///
-    /// [`parse`](crate::parse) with [`Format::Concise`](crate::Format::Concise) reads it back, but for a device
+    /// [`parse`](crate::parse()) with [`Format::Concise`](crate::Format::Concise) reads it back, but for a device
     /// without a name (of a plain file), whose name field is empty.
     pub fn display_concise(&self) -> impl fmt::Display + '_ {
         Concise(self)

@@ -361,13 +361,13 @@ fn long_lines_are_windowed() {
     check(
         &far.replace("0 128 ", "0 512 "),
         expect![[r#"
-        error: striped: Couldn't parse stripe destination
-          --> disk.table:1:469
-           |
-         1 | …vda 0 /dev/vda 0 /dev/vda 0 /dev/vda 0 /dev/vda x /dev/vda 0 /dev/vda 0 /dev/vda 0 /dev/vda 0 /dev/vda 0 /dev/vda 0 /de…
-           |                                                  ^ found "x"
-           = expected: a decimal number of sectors, without sign, unit or 0x
-    "#]],
+            error: striped: Couldn't parse stripe destination
+              --> disk.table:1:469
+               |
+             1 | …vda 0 /dev/vda 0 /dev/vda 0 /dev/vda 0 /dev/vda x /dev/vda 0 /dev/vda 0 /dev/vda 0 /dev/vda 0 /dev/vda 0 /dev/vda 0 /dev…
+               |                                                  ^ found "x"
+               = expected: a decimal number of sectors, without sign, unit or 0x
+        "#]],
     );
     check(
         &format!("0 100 linear /{} 0 0\n", "x".repeat(100_000)),

@@ -1,7 +1,7 @@
 //! What stands after a target's type: one module for each target, and the list of them.
 //!
-//! To add a target: write its module (a type that implements [`Params`], with its own error enum) and add its
-//! line to the list at [`targets!`].
+//! To add a target: write its module (a type that implements [`Params`], with its own error enum), name the
+//! module and its public types here, and add its line to the list in `targets!`.
 
 mod args;
 mod device;
