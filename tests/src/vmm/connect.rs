@@ -103,7 +103,8 @@ impl Vmm {
         }
         self.conn.set_acks(acks && self.setup.order == Order::CloudHypervisor);
         for index in 0..self.setup.queues {
-            self.start_ring(index, 0)?;
+            let base = self.queues[usize::from(index)].ring.next_avail();
+            self.start_ring(index, base)?;
             if self.setup.order == Order::CloudHypervisor {
                 self.enable(index, true)?;
             }
@@ -113,6 +114,19 @@ impl Vmm {
         }
         // From here on a test wants to know what became of each message.
         self.conn.set_acks(acks);
+        Ok(())
+    }
+
+    /// Starts again over a connection on which the back end has the memory already.
+    pub(super) fn start_again(&mut self) -> Result<()> {
+        self.conn.tell_u64(request::SET_FEATURES, self.features)?;
+        if self.setup.order == Order::CloudHypervisor {
+            self.set_mem_table()?;
+        }
+        for index in 0..self.setup.queues {
+            self.start_ring(index, 0)?;
+            self.enable(index, true)?;
+        }
         Ok(())
     }
 

@@ -175,6 +175,37 @@ impl Vmm {
         Ok(vmm)
     }
 
+    /// Comes back over another connection with the guest's memory and rings as they are: the front end stayed
+    /// alive and the back end did not, or the other way about. Nothing may be in flight.
+    pub fn reconnect(&mut self, stream: UnixStream) -> Result<()> {
+        self.conn = Connection::new(stream)?;
+        self.setup.reconnect = true;
+        self.negotiate()?;
+        self.start()
+    }
+
+    /// What a front end does when its guest resets the device: rings off and stopped, then, when the guest's
+    /// driver is back, everything again over the same connection.
+    pub fn reset(&mut self) -> Result<()> {
+        for index in 0..self.setup.queues {
+            self.enable(index, false)?;
+            self.stop_ring(index)?;
+        }
+        if self.protocol & protocol::RESET_DEVICE != 0 {
+            self.conn.tell(request::RESET_DEVICE, &[], &[])?;
+        }
+        for index in 0..usize::from(self.setup.queues) {
+            let event_idx = self.has(feature::EVENT_IDX);
+            let queue = &mut self.queues[index];
+            queue.ring = Ring::new(&self.memory, queue.ring.place, event_idx)?;
+            queue.requests.fill(None);
+            queue.slot_of_head.fill(None);
+            let interrupts = self.setup.interrupts && !self.setup.no_call;
+            queue.ring.want_interrupts(interrupts);
+        }
+        self.start_again()
+    }
+
     /// Whether a feature is in use.
     pub fn has(&self, features: u64) -> bool {
         self.features & features == features

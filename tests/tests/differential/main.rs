@@ -1,0 +1,94 @@
+//! Random tables, random requests, one naive model: what the guest sees and what lies in the components
+//! must both be what the model says.
+#![allow(missing_docs)]
+
+mod driver;
+mod tables;
+
+use std::fs;
+use std::path::PathBuf;
+
+use dm_tests::daemon::{Daemon, Served, flag};
+use dm_tests::model::World;
+use dm_tests::rng::{self, Repeat};
+use dm_tests::vmm::Setup;
+use dm_tests::{blk, files, skip};
+use driver::Driver;
+use fastrand::Rng;
+
+/// Operations for each seed.
+const OPERATIONS: u64 = 450;
+
+/// One device in a plain file, or all devices in a concise one in any order.
+fn serve(world: &World, rng: &mut Rng) -> (Daemon, Vec<PathBuf>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let table = dir.path().join("table");
+    if let [_] = world.devices.as_slice() {
+        fs::write(&table, world.table(0).join("\n") + "\n").expect("write the table");
+        let socket = dir.path().join("socket");
+        let args = [flag("--socket-path", &socket), flag("--table", &table)];
+        return (Daemon::start(args), vec![socket], dir);
+    }
+    let mut order: Vec<usize> = (0..world.devices.len()).collect();
+    rng.shuffle(&mut order);
+    fs::write(&table, world.concise(&order)).expect("write the table");
+    let args = [flag("--socket-dir", dir.path()), flag("--table", &table)];
+    let socket = |d: &dm_tests::model::Device| dir.path().join(format!("{}.sock", d.name));
+    let sockets = world.devices.iter().map(socket).collect();
+    (Daemon::start(args), sockets, dir)
+}
+
+fn differ(seeds: Vec<u64>, devices: std::ops::RangeInclusive<usize>) {
+    let memory = files::memory_dir();
+    let disk = files::disk_dir();
+    let dirs: Vec<_> = memory.iter().chain([&disk]).map(|d| d.path()).collect();
+    for seed in seeds {
+        let mut rng = Rng::with_seed(seed);
+        let devices = rng.usize(devices.clone());
+        let first = rng.usize(..dirs.len());
+        let mut order = dirs.clone();
+        order.rotate_left(first);
+        let world = tables::world(&mut rng, &order, devices);
+        let context = world.concise(&(0..devices).collect::<Vec<_>>());
+        let _repeat = Repeat { seed, context };
+        let (mut daemon, sockets, _dir) = serve(&world, &mut rng);
+        let mut driver = Driver::new(&mut daemon, &sockets, world, rng);
+        driver.run(rng::operations(OPERATIONS));
+        daemon.assert_running();
+        drop(driver);
+        daemon.stop();
+    }
+}
+
+#[test]
+fn one_table_agrees_with_the_model() {
+    if files::memory_dir().is_none() {
+        skip::skip("one_table_agrees_with_the_model", "no tmpfs at /dev/shm; disk only");
+    }
+    differ(rng::seeds(1000, 12), 1..=1);
+}
+
+#[test]
+fn stacked_tables_agree_with_the_model() {
+    differ(rng::seeds(2000, 12), 2..=4);
+}
+
+#[test]
+fn a_write_over_an_error_writes_the_rest() {
+    let dir = files::disk_dir();
+    let path = dir.path().join("component");
+    files::component(&path, &vec![7; 64 * 512]);
+    let name = path.display();
+    let table = format!("0 16 linear {name} 8\n16 8 error\n24 8 linear {name} 40\n");
+    let mut served = Served::table(&table, &[]);
+    let mut vmm = served.vmm(&Setup::default());
+    assert_eq!(vmm.write(0, 10, &[9; 20 * 512]), Err(dm_tests::vmm::Failed(blk::IOERR)));
+    assert_eq!(vmm.read(0, 0, 32 * 512), Err(dm_tests::vmm::Failed(blk::IOERR)));
+    assert_eq!(vmm.read(0, 12, 4 * 512), Ok(vec![9; 4 * 512]));
+    vmm.flush(0).expect("flush");
+    let mut expect = vec![7; 64 * 512];
+    expect[18 * 512..24 * 512].fill(9);
+    expect[40 * 512..46 * 512].fill(9);
+    assert!(fs::read(&path).expect("read") == expect);
+    served.daemon.stop();
+}
