@@ -165,7 +165,9 @@ impl Server {
         let closed = std::mem::take(&mut self.current.lock().unwrap_or_else(PoisonError::into_inner).0).is_none();
         match ended {
             _ if closed => return false,
-            Ok(()) => limited!(limiter, info, "{name}: the front end has disconnected"),
+            Ok(()) | Err(vhost_user_backend::Error::HandleRequest(vhost::vhost_user::Error::Disconnected)) => {
+                limited!(limiter, info, "{name}: the front end has disconnected");
+            }
             Err(error) => limited!(limiter, warn, "{name}: the front end was disconnected: {error}"),
         }
         true

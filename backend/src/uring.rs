@@ -321,10 +321,11 @@ impl Engine for Uring {
             let (_, sq, cq) = self.ring.split();
             (sq.is_empty() && !sq.taskrun() && !sq.cq_overflow(), !cq.is_empty())
         };
-        if (sleep && !completed) || !idle {
-            if let Some(error) = self.submit(usize::from(sleep && !completed)) {
-                return Err(error);
-            }
+        let wait = sleep && !completed;
+        if (wait || !idle)
+            && let Some(error) = self.submit(usize::from(wait))
+        {
+            return Err(error);
         }
         self.reap(events);
         Ok(())
