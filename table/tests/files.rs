@@ -42,6 +42,8 @@ fn the_form_is_told_from_the_first_line() {
         ("\n  root,,,,0 8 zero", true),
         ("0,8,zero", true),
         ("my disk, zero", false),
+        ("my disk,a,b,c", false),
+        ("my disk,a,b,c,", true),
     ] {
         let plain = read(text, Format::Plain).map(|file| file.devices).map_err(|refusal| refusal.reason().to_owned());
         let other = read(text, Format::Concise).map(|file| file.devices).map_err(|refusal| refusal.reason().to_owned());
@@ -88,6 +90,12 @@ fn lines_of_one_name_are_one_device() {
     assert_eq!(file.devices[0].table.to_string(), "0 8 zero \n8 8 linear 254:0 0");
     assert!(file.devices[2].table.is_empty());
     assert_eq!((file.devices[1].name_span.start, file.devices[1].name_span.end), (19, 26));
+}
+
+#[test]
+fn a_colon_without_a_name_is_no_name() {
+    let refusal = read(": 0 8 zero", Format::Auto).expect_err("no line starts so");
+    assert_eq!(refusal.reason(), "Invalid format on line 1 of table t.");
 }
 
 #[test]
