@@ -35,7 +35,7 @@ done
 
 case $("$TOP/vm-images/accel.sh") in
 kvm) accel=(-accel kvm -cpu host) ;;
-*) accel=(-accel tcg,thread=multi -cpu max) ;;
+*) accel=(-accel 'tcg,thread=multi' -cpu max) ;;
 esac
 
 # A vhost-user back end works in the guest's memory itself, so that must be a file that can be shared: a memfd.
