@@ -227,6 +227,12 @@ impl Vmm {
         self.enable(index, true)
     }
 
+    /// Starts a ring that was stopped, at `base`, with all that is in flight or not yet taken left as it is.
+    pub fn continue_ring(&self, index: u16, base: u16) -> Result<()> {
+        self.start_ring(index, base)?;
+        self.enable(index, true)
+    }
+
     /// SET_VRING_ENABLE.
     pub fn enable(&self, index: u16, on: bool) -> Result<()> {
         self.conn.tell_state(request::SET_VRING_ENABLE, u32::from(index), u32::from(on))

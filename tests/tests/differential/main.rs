@@ -92,3 +92,43 @@ fn a_write_over_an_error_writes_the_rest() {
     assert!(fs::read(&path).expect("read") == expect);
     served.daemon.stop();
 }
+
+/// More pieces than any submission queue has entries, and many of them lie in two buffers.
+#[test]
+fn requests_of_thousands_of_pieces_reach_every_byte() {
+    let dir = files::memory_dir().unwrap_or_else(files::disk_dir);
+    let path = dir.path().join("component");
+    let mut rng = Rng::with_seed(1);
+    let mut legs = [rng::bytes(&mut rng, 1024 * 512), rng::bytes(&mut rng, 1024 * 512)];
+    files::component(&path, &legs.concat());
+    let name = path.display();
+    let table = format!("0 2048 striped 2 1 {name} 0 {name} 1024\n");
+    let mut served = Served::table(&table, &[]);
+    let setup = Setup { queue_size: 256, slots: 4, slot_bytes: 2 << 20, ..Setup::default() };
+    let mut vmm = served.vmm(&setup);
+    for round in 0..12 {
+        let shape =
+            blk::Shape { pieces: 100, odd_cuts: true, align: 1, skew: round, indirect: true, ..blk::Shape::PLAIN };
+        let bytes = rng::bytes(&mut rng, 2048 * 512);
+        let write = blk::Request { kind: blk::kind::OUT, sector: 0, data: blk::Data::ToDevice(&bytes) };
+        vmm.submit(0, 0, &write, &shape, &mut rng);
+        vmm.kick(0);
+        assert_eq!(vmm.wait(0).status, blk::OK);
+        for (number, sector) in bytes.chunks(512).enumerate() {
+            legs[number % 2][number / 2 * 512..][..512].copy_from_slice(sector);
+        }
+        assert!(fs::read(&path).expect("read") == legs.concat(), "round {round}: the file is wrong");
+        let read = blk::Request { kind: blk::kind::IN, sector: 0, data: blk::Data::FromDevice(bytes.len()) };
+        for slot in 0..4 {
+            vmm.submit(0, slot, &read, &shape, &mut rng);
+        }
+        vmm.kick(0);
+        for _ in 0..4 {
+            let done = vmm.wait(0);
+            assert_eq!(done.status, blk::OK);
+            assert!(done.data == bytes, "round {round}: a read is wrong");
+        }
+    }
+    drop(vmm);
+    served.daemon.stop();
+}
