@@ -5,7 +5,8 @@ use std::sync::Arc;
 use dm_table::Sectors;
 
 use crate::device::Component;
-use crate::map::Map;
+use crate::guest::Mapping;
+use crate::map::{DevIx, Map};
 
 /// What a queue serves. It never changes; another table is another chain.
 pub struct Chain {
@@ -28,6 +29,12 @@ impl Chain {
     /// Whether the disk has no sector.
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
+    }
+
+    /// The mapping of a component that has one.
+    #[inline]
+    pub fn mapping(&self, dev: DevIx) -> Option<&Mapping> {
+        self.components.get(usize::from(dev.0))?.mapping.as_ref()
     }
 
     /// Sectors in a logical block of the disk.

@@ -5,7 +5,10 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
+use dm_table::Sectors;
+
 use super::component::{Access, Cache};
+use crate::guest::{Mapping, page_size};
 
 /// File systems that keep their data in memory. Newer kernels accept `O_DIRECT` on them and ignore it.
 const IN_MEMORY: [(u64, &str); 3] = [(0x0102_1994, "tmpfs"), (0x8584_58f6, "ramfs"), (0x9584_58f6, "hugetlbfs")];
@@ -16,18 +19,31 @@ const TRIED: [u32; 4] = [512, 1024, 2048, 4096];
 /// Largest alignment that is tried or believed, in bytes.
 const MAX_ALIGN: usize = 64 * 1024;
 
-/// Makes the open description of `file` direct where `cache` and the file allow it. `Err` says why direct I/O
-/// cannot be had although it was demanded.
-pub(super) fn choose(file: &File, cache: Cache, logical_block: u32) -> Result<Access, String> {
+/// Makes the open description of `file` direct where `cache` and the file allow it, and maps a file that lies in memory.
+/// `Err` says why direct I/O cannot be had although it was demanded.
+pub(super) fn choose(
+    file: &File,
+    cache: Cache,
+    logical_block: u32,
+    size: Sectors,
+    writable: bool,
+) -> Result<(Access, Option<Mapping>), String> {
     if cache == Cache::Buffered {
-        return Ok(Access::Buffered);
+        return Ok((Access::Buffered, None));
+    }
+    if cache == Cache::Auto && stays_in_memory(file) && (writable || owned(file)) {
+        // Without a mapping there is still the page cache, which is where the data is.
+        return Ok(match Mapping::new(file, size.bytes(), writable, page_size(file)) {
+            Ok(mapping) => (Access::Mapped, Some(mapping)),
+            Err(_) => (Access::Buffered, None),
+        });
     }
     match direct(file, logical_block) {
-        Ok(access) => Ok(access),
+        Ok(access) => Ok((access, None)),
         Err(why) => {
             // Reads of a description that stays direct would fail; without the flag it cannot refuse.
             let _ = set_direct(file, false);
-            if cache == Cache::Direct { Err(why) } else { Ok(Access::Buffered) }
+            if cache == Cache::Direct { Err(why) } else { Ok((Access::Buffered, None)) }
         }
     }
 }
@@ -61,6 +77,21 @@ fn set_direct(file: &File, on: bool) -> rustix::io::Result<()> {
     let mut flags = rustix::fs::fcntl_getfl(file)?;
     flags.set(OFlags::DIRECT, on);
     rustix::fs::fcntl_setfl(file, flags)
+}
+
+/// Whether the kernel tells us which pages of a file that we do not write are there (mincore(2)).
+fn owned(file: &File) -> bool {
+    let user = rustix::process::geteuid();
+    user.is_root() || rustix::fs::fstat(file).is_ok_and(|stat| stat.st_uid == user.as_raw())
+}
+
+/// Whether touching the file's pages never waits for a disk: a tmpfs may be swapped out where there is swap.
+fn stays_in_memory(file: &File) -> bool {
+    match in_memory(file) {
+        Some("tmpfs") => super::proc::swaps().is_empty(),
+        Some(_) => true,
+        None => false,
+    }
 }
 
 fn in_memory(file: &File) -> Option<&'static str> {

@@ -7,6 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use dm_table::Sectors;
 
+use crate::guest::Mapping;
+
 use super::limits::{DiscardMethod, Limits};
 
 /// How the data of components may be cached on this machine.
@@ -33,6 +35,8 @@ pub enum Access {
     },
     /// Through the page cache.
     Buffered,
+    /// The file lies in memory (tmpfs, ramfs, hugetlbfs) and is mapped: transfers are copies.
+    Mapped,
 }
 
 /// What a component device is.
@@ -96,8 +100,10 @@ pub struct Component {
     /// Whether the file is open for reading alone. False does not make a disk writable: a read-only disk may
     /// share the component of a writable one.
     pub read_only: bool,
-    /// Direct or buffered.
+    /// Direct, buffered or mapped.
     pub access: Access,
+    /// The mapping of a file that is mapped.
+    pub mapping: Option<Mapping>,
     /// What the user should know although it refuses nothing, to be printed after the path.
     pub warnings: Vec<String>,
     /// The writable opening of the same component by this process. Its locks exclude other writers for this
@@ -123,6 +129,7 @@ impl Component {
         let _ = match self.access {
             Access::Direct { mem_align, .. } => write!(line, ", direct ({mem_align}-byte buffers)"),
             Access::Buffered => write!(line, ", buffered"),
+            Access::Mapped => write!(line, ", mapped"),
         };
         line.push_str(match self.limits.discard.map(|discard| discard.method) {
             Some(DiscardMethod::PunchHole) => ", discard by hole punching",

@@ -43,7 +43,7 @@ pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenE
             .map_err(io_error("cannot find its block sizes"))?,
         Kind::File => facts::of_file(&file, &located.stat, bytes, opts.read_only),
     };
-    let access = access::choose(&file, opts.cache, limits.logical_block)
+    let (access, mapping) = access::choose(&file, opts.cache, limits.logical_block, size, !opts.read_only)
         .map_err(|why| OpenError::NoDirectIo { path: path.clone(), why })?;
     let name = match &disk {
         Some(disk) => disk.name(),
@@ -59,6 +59,7 @@ pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenE
         limits,
         read_only: opts.read_only,
         access,
+        mapping,
         warnings,
         writer: OnceLock::new(),
     })

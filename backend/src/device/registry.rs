@@ -89,7 +89,7 @@ fn beside(reader: &Arc<Component>, located: &Located, opts: &Options) -> Result<
 /// Whether an opening that exists is what a further user asks for.
 fn fits(component: &Component, located: &Located, cache: Cache) -> Result<(), OpenError> {
     let why = match (cache, component.access) {
-        (Cache::Direct, Access::Buffered) => "this process has it open through the page cache already",
+        (Cache::Direct, Access::Buffered | Access::Mapped) => "this process has it open through the page cache already",
         (Cache::Buffered, Access::Direct { .. }) => "this process has it open with direct I/O already",
         _ => return Ok(()),
     };

@@ -7,16 +7,21 @@
 //! * A queue holds its `Arc<Guest>` until it has drained: no slot, no operation in the kernel and no bounce copy that
 //!   was made from that generation is left when the `Arc` goes (see `worker::queue`). A [`Buffer`] goes back to its
 //!   pool only when its operation has completed.
+//! * Whoever shares a mapping may truncate its file: see `fault`.
 //! * The guest may change its memory at any time, so memory is touched through raw pointers, atomics and copies, never
 //!   through references; what is judged is copied first.
 #![allow(unsafe_code)]
 
+mod fault;
+mod mapping;
 mod split;
 
+pub use mapping::Mapping;
 pub use split::{Desc, RingError, SplitRing};
 
 use std::sync::Arc;
 
+use fault::Guard;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
 
 /// A window of memory in this process: laid out like a C `iovec`, so that a list of them is one.
@@ -126,6 +131,14 @@ pub enum GuestError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The region cannot be made safe against truncation.
+    #[error("memory region at guest address {gpa:#x}: {source}")]
+    Guard {
+        /// Guest-physical address of the region.
+        gpa: u64,
+        /// Why.
+        source: std::io::Error,
+    },
 }
 
 struct Region {
@@ -137,6 +150,8 @@ struct Region {
 /// One generation of guest memory: a set of regions that stays mapped as long as this lives.
 pub struct Guest {
     regions: Box<[Region]>,
+    // Before `_memory`: the ranges must not be guarded any more when they are unmapped.
+    guards: Box<[Guard]>,
     // Keeps the mappings of `regions` alive.
     _memory: Arc<GuestMemoryMmap<()>>,
 }
@@ -154,6 +169,7 @@ impl Guest {
     /// A region that ends behind its file's end.
     pub fn new(memory: Arc<GuestMemoryMmap<()>>) -> Result<Guest, GuestError> {
         let mut regions = Vec::new();
+        let mut guards = Vec::new();
         for region in memory.iter() {
             let gpa = region.start_addr().0;
             if let Some(file) = region.file_offset() {
@@ -162,11 +178,20 @@ impl Guest {
                 if need > have {
                     return Err(GuestError::FileTooSmall { gpa, need, have });
                 }
+                let page = page_size(file.file());
+                let guard = Guard::new(region.as_ptr() as usize, region.len() as usize, page);
+                guards.push(guard.map_err(|source| GuestError::Guard { gpa, source })?);
             }
             regions.push(Region { gpa, len: region.len(), host: region.as_ptr() });
         }
         regions.sort_by_key(|r| r.gpa);
-        Ok(Guest { regions: regions.into_boxed_slice(), _memory: memory })
+        Ok(Guest { regions: regions.into_boxed_slice(), guards: guards.into_boxed_slice(), _memory: memory })
+    }
+
+    /// Whether a part of the memory was found missing: its file was truncated. Nothing that is read from it counts.
+    #[inline]
+    pub fn broken(&self) -> bool {
+        self.guards.iter().any(Guard::hit)
     }
 
     #[inline]
@@ -220,6 +245,15 @@ impl Guest {
         // SAFETY: offset < region.len, so the pointer stays inside the region's mapping.
         let ptr = unsafe { region.host.add(offset as usize) };
         Some(HostSlice { ptr, len: len as usize })
+    }
+}
+
+/// Page size of a mapping of `file`, in bytes: huge ones on hugetlbfs.
+pub fn page_size(file: &std::fs::File) -> usize {
+    const HUGETLBFS: u32 = 0x9584_58f6;
+    match rustix::fs::fstatfs(file) {
+        Ok(stat) if stat.f_type as u32 == HUGETLBFS => stat.f_bsize as usize,
+        _ => rustix::param::page_size(),
     }
 }
 
@@ -278,6 +312,21 @@ mod tests {
         let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
         let error = Guest::new(Arc::new(memory)).err().unwrap().to_string();
         assert!(error.contains("needs 8192 bytes of its file, which has 4096"), "{error}");
+    }
+
+    #[test]
+    fn truncated_guest_memory_is_noticed_and_harmless() {
+        use vm_memory::{FileOffset, GuestRegionMmap};
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(0x4000).unwrap();
+        let map = MmapRegion::from_file(FileOffset::new(file.try_clone().unwrap(), 0), 0x4000).unwrap();
+        let region = GuestRegionMmap::new(map, GuestAddress(0)).unwrap();
+        let guest = Guest::new(Arc::new(GuestMemoryMmap::from_regions(vec![region]).unwrap())).unwrap();
+        guest.contiguous(0x3000, 16).unwrap().write(&[1; 16]);
+        assert!(!guest.broken());
+        file.set_len(0x1000).unwrap();
+        guest.contiguous(0x2000, 16).unwrap().write(&[1; 16]);
+        assert!(guest.broken());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::ops::{Action, Device, Ops, Owner, Verdict};
 use crate::chain::Chain;
 use crate::device::Access;
 use crate::engine::{Engine, FileIx};
-use crate::guest::{Guest, HostSlice, SplitRing};
+use crate::guest::{Guest, HostSlice, Mapping, SplitRing};
 use crate::limit::Limiter;
 use crate::limited;
 use crate::map::{Piece, Step};
@@ -109,7 +109,7 @@ impl Queue {
                 file,
                 mask: match component.access {
                     Access::Direct { mem_align, offset_align } => mem_align.max(offset_align).max(1) as usize - 1,
-                    Access::Buffered => 0,
+                    Access::Buffered | Access::Mapped => 0,
                 },
                 discard: component.limits.discard.map(|d| d.method),
             });
@@ -271,6 +271,11 @@ impl Queue {
                         slot.status = IOERR;
                         return cursor.skip(len);
                     };
+                    if let Some(mapping) = chain.mapping(dev)
+                        && copied(mapping, write, at, &mut cursor, len)
+                    {
+                        return;
+                    }
                     let draft = ops.draft(owner, action, dev.0, *device, at.bytes(), len);
                     cursor.take(len, |slice| draft.data.push(slice));
                     let token = draft.token();
@@ -334,6 +339,9 @@ impl Queue {
                         slot.status = IOERR;
                         return;
                     };
+                    if let Some(mapping) = chain.mapping(dev) {
+                        mapping.forget(at.bytes(), len.bytes());
+                    }
                     let token = ops.draft(owner, action, dev.0, *device, at.bytes(), len.bytes()).token();
                     slot.pending += 1;
                     ops.start(engine, token);
@@ -392,6 +400,14 @@ impl Queue {
     /// Makes what has been given back visible, and tells the driver if it asked to be told.
     #[inline]
     pub fn publish(&mut self) {
+        if !self.vring.unpublished() {
+            return;
+        }
+        if self.guest.broken() && !self.stopped {
+            // What was read of requests and rings may be zeroes that are not the guest's.
+            self.stopped = true;
+            log::error!("{}: the front end has truncated the guest's memory; the queue stays stopped", self.name);
+        }
         if self.vring.publish() {
             self.notify();
         }
@@ -451,7 +467,31 @@ fn forget(devices: &[Option<Device>], engine: &mut impl Engine) {
     }
 }
 
+/// Transfers by way of a mapping; `false`, with nothing taken from the cursor, when it cannot be believed.
+#[inline]
+fn copied(mapping: &Mapping, write: bool, at: Sectors, cursor: &mut Cursor<'_>, len: u64) -> bool {
+    if mapping.broken() {
+        return false;
+    }
+    if !write && !mapping.readable(at.bytes(), len) {
+        return false;
+    }
+    let Some(file) = mapping.slice(at.bytes(), len) else { return false };
+    let mut ahead = *cursor;
+    let mut done = 0;
+    ahead.take(len, |slice| {
+        let here = file.part(done, slice.len());
+        done += if write { here.copy_from(&slice) } else { slice.copy_from(&here) };
+    });
+    if mapping.broken() {
+        return false;
+    }
+    *cursor = ahead;
+    true
+}
+
 /// Hands out a list of slices in order, in parts of any length.
+#[derive(Clone, Copy)]
 struct Cursor<'a> {
     slices: &'a [HostSlice],
     skip: usize,
