@@ -1,14 +1,14 @@
-//! The host's side of a boot test: a directory of its own, component files, and the daemon that serves them.
+//! The host's side of a boot test: directories of its own, component files, and the bytes that they make.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use dm_tests::daemon::{Daemon, flag};
+use dm_tests::files::disk_dir;
+use tempfile::TempDir;
 
 /// Bytes in a sector, the unit of tables.
 pub const SECTOR: u64 = 512;
@@ -35,54 +35,27 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
-/// The daemon's program, built once for all tests of this process.
-fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        if let Some(path) = std::env::var_os("VHOST_USER_DM") {
-            return path.into();
-        }
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        run(Command::new(cargo).current_dir(top()).args(["build", "--quiet", "--package", "vhost-user-dm"]));
-        let mut path = std::env::current_exe().expect("the path of this program");
-        path.pop();
-        path.set_file_name("vhost-user-dm");
-        path
-    })
-}
-
 /// Directories of one test: one for files, on a disk, and a short one for sockets, whose names may have 107 bytes.
-/// A test that succeeds removes them.
 pub struct Scratch {
-    dir: PathBuf,
-    sockets: PathBuf,
+    files: TempDir,
+    sockets: TempDir,
 }
 
 impl Scratch {
-    pub fn new(test: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let unique = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let scratch = Scratch {
-            dir: Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("boot-{test}-{unique}")),
-            sockets: std::env::temp_dir().join(format!("vudm-{unique}")),
-        };
-        for dir in [&scratch.dir, &scratch.sockets] {
-            let _ = fs::remove_dir_all(dir);
-            fs::create_dir_all(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-        }
-        scratch
+    pub fn new() -> Self {
+        Scratch { files: disk_dir(), sockets: tempfile::tempdir().expect("a directory for sockets") }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+        self.files.path().join(name)
     }
 
     pub fn socket(&self, name: &str) -> PathBuf {
-        self.sockets.join(name)
+        self.sockets().join(name)
     }
 
     pub fn sockets(&self) -> &Path {
-        &self.sockets
+        self.sockets.path()
     }
 
     /// A file of noise, so that no sector is like another one, here or in another file.
@@ -106,17 +79,6 @@ impl Scratch {
         let path = self.path(name);
         fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.sockets);
-        if std::thread::panicking() {
-            eprintln!("left for inspection: {}", self.dir.display());
-        } else {
-            let _ = fs::remove_dir_all(&self.dir);
-        }
     }
 }
 
@@ -194,76 +156,13 @@ pub fn disk_sha256(scratch: &Scratch, pieces: &[Piece]) -> String {
     sum
 }
 
-/// A running daemon. Dropping it kills it; [`Daemon::stop`] is the orderly end.
-pub struct Daemon {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Daemon {
-    /// Starts the daemon and waits until `sockets` are there.
-    pub fn start(scratch: &Scratch, args: &[&str], sockets: &[&Path]) -> Self {
-        let log = scratch.path("daemon.log");
-        let file = File::create(&log).expect("create the daemon's log");
-        let child = Command::new(program())
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().expect("share the daemon's log"))
-            .stderr(file)
-            .spawn()
-            .unwrap_or_else(|e| panic!("cannot start {}: {e}", program().display()));
-        let mut daemon = Daemon { child, log };
-        let start = Instant::now();
-        while !sockets.iter().all(|s| s.exists()) {
-            daemon.assert_alive();
-            assert!(start.elapsed() < PATIENCE, "no socket appeared\n{}", daemon.log());
-            sleep(Duration::from_millis(10));
-        }
-        daemon
-    }
-
-    /// Starts the daemon with one disk of the given pieces, served on the socket `disk`.
-    pub fn serve(scratch: &Scratch, pieces: &[Piece], more: &[&str]) -> Self {
-        let table = scratch.text("disk.table", &(table(pieces, "\n") + "\n"));
-        let socket = scratch.socket("disk");
-        let (socket_arg, table_arg) =
-            (format!("--socket-path={}", socket.display()), format!("--table={}", table.display()));
-        let args = [&[socket_arg.as_str(), table_arg.as_str()], more].concat();
-        Self::start(scratch, &args, &[&socket])
-    }
-
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    pub fn assert_alive(&mut self) {
-        if let Some(status) = self.child.try_wait().expect("look after the daemon") {
-            panic!("the daemon ended: {status}\n{}", self.log());
-        }
-    }
-
-    /// Ends the daemon as its user does, and checks that it ended well.
-    pub fn stop(mut self) {
-        self.assert_alive();
-        run(Command::new("kill").args(["-TERM", &self.child.id().to_string()]));
-        let start = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().expect("wait for the daemon") {
-                break status;
-            }
-            assert!(start.elapsed() < PATIENCE, "the daemon ignores SIGTERM\n{}", self.log());
-            sleep(Duration::from_millis(10));
-        };
-        assert!(status.success(), "the daemon ended with {status} (signal {:?})\n{}", status.signal(), self.log());
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("the daemon's log:\n{}", self.log());
-        }
-    }
+/// Starts the daemon with one disk of the given pieces, served on the socket `disk`.
+pub fn serve(scratch: &Scratch, pieces: &[Piece], more: &[&str]) -> Daemon {
+    let table = scratch.text("disk.table", &(table(pieces, "\n") + "\n"));
+    let socket = scratch.socket("disk");
+    let mut args = vec![flag("--socket-path", &socket), flag("--table", &table)];
+    args.extend(more.iter().map(|&arg| arg.to_owned()));
+    let mut daemon = Daemon::start(args);
+    daemon.wait_listening(&socket);
+    daemon
 }
