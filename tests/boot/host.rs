@@ -166,3 +166,30 @@ pub fn serve(scratch: &Scratch, pieces: &[Piece], more: &[&str]) -> Daemon {
     daemon.wait_listening(&socket);
     daemon
 }
+
+/// A loop device over a file, which goes when this drops.
+pub struct Loop(PathBuf);
+
+impl Loop {
+    /// A loop device with logical blocks of so many bytes; the reason where this machine or user can have none.
+    pub fn attach(file: &Path, block: u32) -> Result<Self, String> {
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show", "--sector-size"]).arg(block.to_string()).arg(file);
+        let output = losetup.output().map_err(|e| format!("losetup: {e}"))?;
+        if output.status.success() {
+            return Ok(Loop(String::from_utf8_lossy(&output.stdout).trim_end().into()));
+        }
+        Err(String::from_utf8_lossy(&output.stderr).trim_end().to_owned())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // Dropping may be part of a failure already; a device left behind is no second one.
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}

@@ -15,7 +15,8 @@ use std::process::Command;
 
 use dm_tests::daemon::{Daemon, flag};
 use dm_tests::files::allocated;
-use host::{Piece, Scratch, assemble, disk_sha256, run, serve, sha256, table};
+use dm_tests::skip::skip;
+use host::{Loop, Piece, Scratch, assemble, disk_sha256, run, serve, sha256, table};
 use vm::{Setup, disk_images};
 
 const SERIAL: &str = "--serial=boot-test";
@@ -137,6 +138,29 @@ fn read_file(scratch: &Scratch, image: &Path, name: &str) -> PathBuf {
 
 fn check_file_system(image: &Path) {
     run(Command::new("e2fsck").arg("-fn").arg(image));
+}
+
+#[test]
+fn a_block_device_brings_its_block_size() {
+    let scratch = Scratch::new();
+    let (a, b) = (scratch.noise("a", 65536), scratch.noise("b", 65536));
+    let disk = match Loop::attach(&a, 4096) {
+        Ok(disk) => disk,
+        Err(why) => return skip("a_block_device_brings_its_block_size", &why),
+    };
+    // A file takes blocks of any size: the disk has those of the block device.
+    let pieces = [Piece::Linear(65000, disk.path().into(), 8), Piece::Linear(60000, b, 16)];
+    let daemon = serve(&scratch, &pieces, &[SERIAL]);
+    let mut vm = Setup::new(&scratch).disk(&scratch.socket("disk"), "").run_test("file-system");
+    assert_eq!(vm.wait_for("size"), total(&pieces).to_string());
+    assert_eq!(vm.wait_for("logical-block"), "4096");
+    assert_ne!(vm.wait_for("discard-max"), "0");
+    vm.wait_for("noise");
+    let sum = vm.wait_for("sha256");
+    vm.finish();
+    daemon.stop();
+    let [_, second] = pieces;
+    assert_eq!(disk_sha256(&scratch, &[Piece::Linear(65000, a, 8), second]), sum);
 }
 
 #[test]
