@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
@@ -102,6 +103,11 @@ pub struct Load {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = ring_size)]
     pub queue_size: u16,
 
+    /// Longest time in microseconds that a worker looks for more work before it sleeps; 0: never. It adapts below that:
+    /// an idle disk costs nothing
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    pub poll_us: u64,
+
     /// Serial number of the disk, up to 20 bytes (default: the device's uuid, or its name)
     #[arg(long, value_name = "TEXT", value_parser = serial, conflicts_with = "socket_dir")]
     pub serial: Option<String>,
@@ -163,7 +169,8 @@ fn serial(text: &str) -> Result<String, String> {
 impl Load {
     /// Queues and ring size.
     pub fn offer(&self) -> Offer {
-        Offer { num_queues: self.num_queues, queue_size: self.queue_size }
+        let poll = Duration::from_micros(self.poll_us);
+        Offer { num_queues: self.num_queues, queue_size: self.queue_size, poll }
     }
 }
 

@@ -21,7 +21,7 @@ pub fn report(loaded: &Loaded) -> String {
 fn describe(text: &mut String, disk: &crate::disk::Disk) {
     let chain = &disk.chain;
     let limits = chain.map.limits();
-    let space = config::space(chain, Offer { num_queues: 1, queue_size: 256 }, true);
+    let space = config::space(chain, Offer::default(), true);
     let bytes = chain.len().bytes();
     let _ = writeln!(
         text,

@@ -154,7 +154,7 @@ fn place(args: &Args, loaded: Loaded, devices: usize) -> Result<Vec<(Disk, Place
 
 fn run_check(table: &Path, open: &Open) -> Result<(), String> {
     let (file, name) = read_table(table, open)?;
-    let options = options(open, Offer { num_queues: 1, queue_size: 256 }, None);
+    let options = options(open, Offer::default(), None);
     let loaded = load(&file, &name, &options, &mut Registry::new())?;
     print!("{}", check::report(&loaded));
     Ok(())

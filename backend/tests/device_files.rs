@@ -212,7 +212,7 @@ fn a_file_system_without_holes_has_no_discard() {
     assert_eq!((component.limits.discard, component.limits.write_zeroes), (None, false));
     assert_eq!(
         component.describe(),
-        format!("{}: file, 2048 sectors, 512-byte blocks, buffered, no discard, read-write", path.display())
+        format!("{}: file, 2048 sectors, 512-byte blocks, mapped, no discard, read-write", path.display())
     );
 }
 

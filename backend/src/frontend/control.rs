@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::chain::Chain;
 use crate::guest::{Guest, RingError, SplitRing};
@@ -23,6 +24,8 @@ pub struct Shared {
     pub guest: Mutex<Option<Arc<Guest>>>,
     /// Writes are complete only when they are on stable storage.
     pub write_through: Arc<AtomicBool>,
+    /// How long a worker may look for work before it sleeps.
+    pub poll: Duration,
     /// The process ends: nothing may start any more.
     pub closing: AtomicBool,
 }
@@ -210,7 +213,7 @@ impl QueueControl {
         let ring = SplitRing::new(&guest, config.size, config.desc, config.avail, config.used)?;
         let worker = match &mut state.worker {
             Some(worker) => worker,
-            none => none.insert(Worker::spawn(&format!("queue-{}", self.index))?),
+            none => none.insert(Worker::spawn(&format!("queue-{}", self.index), self.shared.poll)?),
         };
         let setup = Setup {
             name: self.name(),

@@ -33,6 +33,7 @@ impl Session {
         let shared = Arc::new(Shared {
             chain: disk.chain.clone(),
             serial: disk.serial,
+            poll: disk.offer.poll,
             guest: Mutex::new(None),
             write_through: Arc::new(AtomicBool::new(true)),
             closing: AtomicBool::new(false),

@@ -3,6 +3,7 @@
 //! The control side talks to a worker by messages and waits for its answers; on the path of a request nothing is shared.
 
 pub mod ops;
+pub mod poll;
 pub mod queue;
 
 use std::fs::File;
@@ -11,14 +12,18 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::engine::{Engine, Event, Wait};
 use crate::uring::Uring;
 use ops::Ops;
+use poll::{Lookers, Poll};
 use queue::{Queue, Setup};
 
+/// Operations under way up to which looking for their end beats sleeping.
+const SHALLOW: usize = 4;
 /// Watch number of the worker's own mailbox; the others are indices of queues plus one.
 const MAILBOX: u32 = 0;
 
@@ -37,11 +42,11 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread with a ring of its own.
+    /// Starts a thread with a ring of its own. `poll` is how long it may look for work before it sleeps.
     ///
     /// # Errors
     /// No thread, no io_uring, no memory.
-    pub fn spawn(name: &str) -> io::Result<Worker> {
+    pub fn spawn(name: &str, poll: Duration) -> io::Result<Worker> {
         let bell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let (mailbox, mail) = channel();
         let (ready, started) = channel();
@@ -51,7 +56,7 @@ impl Worker {
             let made = Uring::new().and_then(|engine| Ok((engine, Ops::new()?)));
             match made {
                 Ok((engine, ops)) => {
-                    let mut core = Core::new(engine, ops);
+                    let mut core = Core::new(engine, ops, Poll::new(poll, Lookers::of_process()));
                     core.engine.watch(its_bell.as_raw_fd(), MAILBOX);
                     // The spawning thread waits for this; if it is gone there is no one to serve.
                     if ready.send(Ok(())).is_ok() {
@@ -129,12 +134,13 @@ pub(crate) struct Core<E> {
     ops: Ops,
     queues: Vec<Option<Place>>,
     events: Vec<Event>,
+    poll: Poll,
     rung: bool,
 }
 
 impl<E: Engine> Core<E> {
-    pub(crate) fn new(engine: E, ops: Ops) -> Core<E> {
-        Core { engine, ops, queues: Vec::new(), events: Vec::new(), rung: false }
+    pub(crate) fn new(engine: E, ops: Ops, poll: Poll) -> Core<E> {
+        Core { engine, ops, queues: Vec::new(), events: Vec::new(), poll, rung: false }
     }
 
     fn run(&mut self, mail: &Receiver<Mail>, bell: &EventFd) {
@@ -156,18 +162,33 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    /// One turn: new requests in, one system call, completions out, one publication a queue. Sleeps when all queues do.
+    /// One turn: new requests in, at most one system call, completions out. Where there is nothing to do it looks again
+    /// for a while, or sleeps.
     #[inline]
     pub(crate) fn turn(&mut self) -> io::Result<()> {
-        let mut sleep = true;
+        let mut busy = false;
         for place in self.queues.iter_mut().flatten() {
-            place.queue.take(&mut self.ops, &mut self.engine);
+            busy |= place.queue.take(&mut self.ops, &mut self.engine);
             // What needed no device is done already.
             place.queue.publish();
-            sleep &= place.queue.fall_asleep();
         }
+        // With many operations under way the device sets the pace; to sleep until it has some done costs least.
+        let shallow = self.ops.under_way() <= SHALLOW;
+        let look = match busy {
+            true => shallow && self.poll.pays(),
+            false => shallow && self.poll.again(),
+        };
+        let sleep = !look && self.queues.iter_mut().flatten().all(|place| place.queue.fall_asleep());
+        let asleep_since = (sleep && shallow && self.poll.adapts()).then(Instant::now);
+
         let mut events = std::mem::take(&mut self.events);
         let result = self.engine.turn(if sleep { Wait::Event } else { Wait::No }, &mut events);
+        if let Some(since) = asleep_since {
+            self.poll.slept(since.elapsed());
+        }
+        if busy || !events.is_empty() {
+            self.poll.found();
+        }
         for event in events.drain(..) {
             self.handle(event);
         }

@@ -154,6 +154,12 @@ impl Ops {
         })
     }
 
+    /// Operations that have been drafted and have no verdict yet.
+    #[inline]
+    pub fn under_way(&self) -> usize {
+        self.ops.len() - self.free.len()
+    }
+
     /// Takes a place for an operation on bytes `[at, at + len)` of a device.
     #[inline]
     pub fn draft(&mut self, owner: Owner, action: Action, index: u16, device: Device, at: u64, len: u64) -> Draft<'_> {

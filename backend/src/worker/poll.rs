@@ -1,0 +1,185 @@
+//! How long a worker looks for work before it sleeps.
+//!
+//! A sleep costs a wake-up: some microseconds of CPU and, on most machines, tens of microseconds until the thread runs.
+//! So after work a worker goes on looking for a while, in user space, with notifications switched off. How long depends
+//! on what it finds, like the kernel's halt polling: a short sleep says that looking a little longer would have paid,
+//! a long one that it would not.
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// The first window after a short sleep.
+const SMALLEST: Duration = Duration::from_micros(8);
+/// Looks between two looks at the clock.
+const LOOKS: u32 = 16;
+
+/// Workers that look at this moment. Fewer do than there are CPUs, so that whoever they wait for has one.
+#[derive(Debug)]
+pub struct Lookers {
+    now: AtomicUsize,
+    most: usize,
+}
+
+impl Lookers {
+    /// Those of this process.
+    pub fn of_process() -> &'static Lookers {
+        static LOOKERS: LazyLock<Lookers> = LazyLock::new(|| Lookers {
+            now: AtomicUsize::new(0),
+            most: std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).max(1)),
+        });
+        &LOOKERS
+    }
+
+    fn enter(&self) -> bool {
+        let entered = self.now.fetch_add(1, Ordering::Relaxed) < self.most;
+        if !entered {
+            self.leave();
+        }
+        entered
+    }
+
+    fn leave(&self) {
+        self.now.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One worker's patience.
+#[derive(Debug)]
+pub struct Poll {
+    lookers: &'static Lookers,
+    most: Duration,
+    window: Duration,
+    // Since when the worker has been looking in vain, while it is.
+    since: Option<Instant>,
+    looks: u32,
+}
+
+impl Poll {
+    /// Looks at most for `most`; zero: never.
+    pub fn new(most: Duration, lookers: &'static Lookers) -> Poll {
+        Poll { lookers, most, window: Duration::ZERO, since: None, looks: 0 }
+    }
+
+    /// There was work.
+    #[inline]
+    pub fn found(&mut self) {
+        if self.since.take().is_some() {
+            self.lookers.leave();
+        }
+    }
+
+    /// There was none: whether to look again rather than sleep.
+    #[inline]
+    pub fn again(&mut self) -> bool {
+        if self.window.is_zero() {
+            return false;
+        }
+        let Some(since) = self.since else {
+            if !self.lookers.enter() {
+                return false;
+            }
+            self.since = Some(Instant::now());
+            self.looks = 0;
+            return true;
+        };
+        std::hint::spin_loop();
+        self.looks += 1;
+        if !self.looks.is_multiple_of(LOOKS) || since.elapsed() < self.window {
+            return true;
+        }
+        self.found();
+        false
+    }
+
+    /// Whether sleeps are to be timed for [`Poll::slept`].
+    #[inline]
+    pub fn adapts(&self) -> bool {
+        !self.most.is_zero()
+    }
+
+    /// Whether looking pays at the moment.
+    #[inline]
+    pub fn pays(&self) -> bool {
+        !self.window.is_zero()
+    }
+
+    /// The worker has slept so long.
+    pub fn slept(&mut self, time: Duration) {
+        if time < self.most {
+            self.window = (self.window * 2).max(time + time / 2).clamp(SMALLEST, self.most);
+        } else {
+            self.window /= 2;
+            if self.window < SMALLEST {
+                self.window = Duration::ZERO;
+            }
+        }
+    }
+}
+
+impl Drop for Poll {
+    fn drop(&mut self) {
+        self.found();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const US: Duration = Duration::from_micros(1);
+
+    fn poll(most: Duration) -> Poll {
+        Poll::new(most, Box::leak(Box::new(Lookers { now: AtomicUsize::new(0), most: 1 })))
+    }
+
+    #[test]
+    fn short_sleeps_make_it_look_and_long_ones_give_up() {
+        let mut poll = poll(100 * US);
+        assert!(!poll.again(), "nothing says yet that looking pays");
+        poll.slept(20 * US);
+        assert_eq!(poll.window, 30 * US);
+        poll.slept(20 * US);
+        assert_eq!(poll.window, 60 * US);
+        for _ in 0..5 {
+            poll.slept(90 * US);
+        }
+        assert_eq!(poll.window, 100 * US);
+        for _ in 0..10 {
+            poll.slept(Duration::from_secs(1));
+        }
+        assert_eq!(poll.window, Duration::ZERO);
+        assert!(!poll.again());
+    }
+
+    #[test]
+    fn zero_never_looks() {
+        let mut poll = poll(Duration::ZERO);
+        assert!(!poll.adapts() && !poll.pays());
+        assert!(!poll.again());
+    }
+
+    #[test]
+    fn looking_ends_when_the_window_does() {
+        let mut poll = poll(1000 * US);
+        poll.slept(600 * US);
+        let start = Instant::now();
+        while poll.again() {}
+        assert!(start.elapsed() >= 900 * US);
+        assert_eq!(poll.lookers.now.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn only_so_many_look_at_once() {
+        let mut one = poll(1000 * US);
+        let mut other = Poll::new(1000 * US, one.lookers);
+        one.slept(900 * US);
+        other.slept(900 * US);
+        assert!(one.again());
+        assert!(!other.again());
+        one.found();
+        assert!(other.again());
+        drop(other);
+        assert!(one.again());
+    }
+}
