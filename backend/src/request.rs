@@ -91,6 +91,9 @@ pub struct Chain {
     slices: Vec<HostSlice>,
     // slices[..readable] are device-readable, the rest device-writable.
     readable: usize,
+    // What is wrong with a descriptor of a chain that is whole otherwise, and the last descriptor.
+    wrong: Option<ChainError>,
+    last: Desc,
     readable_bytes: u64,
     writable_bytes: u64,
     /// First sector of a read or write.
@@ -119,12 +122,16 @@ impl Chain {
         self.readable = 0;
         self.readable_bytes = 0;
         self.writable_bytes = 0;
+        self.wrong = None;
         self.data_len = 0;
         self.status = None;
         self.malformed = false;
-        let walked = self.walk(ring, guest, head);
+        self.walk(ring, guest, head)?;
+        if let Some(wrong) = self.wrong {
+            self.find_status_of_wrong(guest);
+            return Err(wrong);
+        }
         self.find_status();
-        walked?;
         let status = self.status.ok_or(ChainError::NoStatus)?;
         Ok((self.judge()?, status))
     }
@@ -136,7 +143,7 @@ impl Chain {
             if u32::from(desc.flags) & VRING_DESC_F_INDIRECT != 0 {
                 return self.walk_table(guest, &desc);
             }
-            self.add(guest, &desc)?;
+            self.add(guest, &desc);
             if u32::from(desc.flags) & VRING_DESC_F_NEXT == 0 {
                 return Ok(());
             }
@@ -163,7 +170,7 @@ impl Chain {
             if u32::from(desc.flags) & VRING_DESC_F_INDIRECT != 0 {
                 return Err(ChainError::Indirect { len: desc.len, flags: desc.flags });
             }
-            self.add(guest, &desc)?;
+            self.add(guest, &desc);
             if u32::from(desc.flags) & VRING_DESC_F_NEXT == 0 {
                 return Ok(());
             }
@@ -173,16 +180,17 @@ impl Chain {
     }
 
     #[inline]
-    fn add(&mut self, guest: &Guest, desc: &Desc) -> Result<(), ChainError> {
+    fn add(&mut self, guest: &Guest, desc: &Desc) {
+        self.last = *desc;
         let writable = u32::from(desc.flags) & VRING_DESC_F_WRITE != 0;
         if !writable && self.slices.len() > self.readable {
-            return Err(ChainError::Order);
+            self.wrong.get_or_insert(ChainError::Order);
         }
         if desc.len == 0 {
-            return Ok(());
+            return;
         }
         if !guest.translate(desc.addr, u64::from(desc.len), &mut self.slices) {
-            return Err(ChainError::Address { addr: desc.addr, len: desc.len });
+            self.wrong.get_or_insert(ChainError::Address { addr: desc.addr, len: desc.len });
         }
         if writable {
             self.writable_bytes += u64::from(desc.len);
@@ -190,7 +198,15 @@ impl Chain {
             self.readable = self.slices.len();
             self.readable_bytes += u64::from(desc.len);
         }
-        Ok(())
+    }
+
+    /// A chain with a wrong descriptor still has its status byte where a driver looks for it: at the very end.
+    #[cold]
+    fn find_status_of_wrong(&mut self, guest: &Guest) {
+        if u32::from(self.last.flags) & VRING_DESC_F_WRITE != 0 && self.last.len > 0 {
+            let at = self.last.addr.wrapping_add(u64::from(self.last.len) - 1);
+            self.status = guest.contiguous(at, 1);
+        }
     }
 
     fn find_status(&mut self) {

@@ -208,6 +208,9 @@ impl QueueControl {
 
     fn try_start(&self, state: &mut State) -> Result<(), StartError> {
         let (Some(config), Some(kick)) = (state.config, dup(state.kick.as_ref())) else { return Ok(()) };
+        if let Some(size) = state.bad_size {
+            return Err(RingError::Size(size).into());
+        }
         let guest = self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let guest = guest.ok_or(StartError::NoMemory)?;
         let ring = SplitRing::new(&guest, config.size, config.desc, config.avail, config.used)?;
