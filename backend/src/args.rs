@@ -8,6 +8,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::device;
 use crate::frontend::config::Offer;
+use crate::worker::pool::{Cpus, Pool};
 
 /// Serve a device-mapper table as a vhost-user-blk disk.
 #[derive(Debug, Parser)]
@@ -108,6 +109,14 @@ pub struct Load {
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=10_000))]
     pub poll_us: u64,
 
+    /// Worker threads that all queues of all disks share (default: each queue that is enabled has its own)
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub workers: u16,
+
+    /// CPUs to run workers on, dealt out in turn; for example 0,2,4-7
+    #[arg(long, value_name = "LIST")]
+    pub cpu_affinity: Option<Cpus>,
+
     /// Serial number of the disk, up to 20 bytes (default: the device's uuid, or its name)
     #[arg(long, value_name = "TEXT", value_parser = serial, conflicts_with = "socket_dir")]
     pub serial: Option<String>,
@@ -169,8 +178,13 @@ fn serial(text: &str) -> Result<String, String> {
 impl Load {
     /// Queues and ring size.
     pub fn offer(&self) -> Offer {
+        Offer { num_queues: self.num_queues, queue_size: self.queue_size }
+    }
+
+    /// The workers that serve.
+    pub fn pool(&self) -> Pool {
         let poll = Duration::from_micros(self.poll_us);
-        Offer { num_queues: self.num_queues, queue_size: self.queue_size, poll }
+        Pool::new(usize::from(self.workers), poll, self.cpu_affinity.clone().unwrap_or_default())
     }
 }
 

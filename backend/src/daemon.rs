@@ -15,6 +15,7 @@ use crate::frontend::{Session, relay};
 use crate::limit::Limiter;
 use crate::limited;
 use crate::socket::{self, Inherited, OwnedPath, SocketError};
+use crate::worker::pool::Pool;
 
 /// Where a disk is served.
 #[derive(Debug)]
@@ -49,6 +50,7 @@ impl Signals {
 
 struct Server {
     disk: Arc<Disk>,
+    pool: Arc<Pool>,
     // The session that is being served, and whether no other may follow.
     current: Mutex<(Option<Arc<Session>>, bool)>,
 }
@@ -57,11 +59,12 @@ struct Server {
 ///
 /// # Errors
 /// A socket that cannot be served on; then none of the disks has been served.
-pub fn run(disks: Vec<(Disk, Place)>, signals: &Signals) -> Result<(), SocketError> {
+pub fn run(disks: Vec<(Disk, Place)>, pool: Pool, signals: &Signals) -> Result<(), SocketError> {
     // All sockets first: a process that cannot serve one of its disks serves none.
+    let pool = Arc::new(pool);
     let mut ready = Vec::new();
     for (disk, place) in disks {
-        let server = Arc::new(Server { disk: Arc::new(disk), current: Mutex::default() });
+        let server = Arc::new(Server { disk: Arc::new(disk), pool: pool.clone(), current: Mutex::default() });
         let (source, owned) = match place {
             Place::Path(path) => {
                 let (listener, owned) = socket::listen(&path)?;
@@ -136,7 +139,7 @@ impl Server {
 
     /// Serves the next front end from its connection to its end; `false` when no other may follow.
     fn serve(&self, listener: &mut Listener, limiter: &mut Limiter) -> bool {
-        let session = Session::new(self.disk.clone());
+        let session = Session::new(self.disk.clone(), self.pool.clone());
         let name = &self.disk.name;
         let mut daemon = match session.daemon() {
             Ok(daemon) => daemon,

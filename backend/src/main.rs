@@ -61,6 +61,9 @@ fn say(what: &str) -> impl FnOnce(&dyn Display) -> String {
 fn serve(args: &Args) -> Result<(), String> {
     let signals = Signals::block().map_err(|e| say("cannot block signals")(&e))?;
     uring::probe().map_err(|e| format!("vhost-user-dm: {e}"))?;
+    if let Some(cpus) = &args.load.cpu_affinity {
+        cpus.check().map_err(|e| format!("vhost-user-dm: {e}"))?;
+    }
     let (file, name) = table_file(&args.load)?;
     let options = options(&args.load.open, args.load.offer(), args.load.serial.clone());
     let mut registry = Registry::new();
@@ -69,7 +72,7 @@ fn serve(args: &Args) -> Result<(), String> {
         log::warn!("{}", warning.trim_end());
     }
     let places = place(args, loaded, file.devices.len())?;
-    daemon::run(places, &signals).map_err(|e| format!("vhost-user-dm: {e}"))
+    daemon::run(places, args.load.pool(), &signals).map_err(|e| format!("vhost-user-dm: {e}"))
 }
 
 fn options(open: &Open, offer: Offer, serial: Option<String>) -> disk::Options {

@@ -35,7 +35,10 @@ pub struct Vring {
     next_used: u16,
     published: u16,
     event_idx: bool,
-    asleep: bool,
+    // The driver has been asked not to kick (without EVENT_IDX).
+    quiet: bool,
+    // The driver has been asked to kick for the very next entry.
+    armed: bool,
 }
 
 impl Vring {
@@ -44,7 +47,16 @@ impl Vring {
         let used = ring.used_idx();
         // Flags may be left over from a back end before us.
         ring.set_used_flags(0);
-        Vring { ring, next_avail: base, seen_avail: base, next_used: used, published: used, event_idx, asleep: true }
+        Vring {
+            ring,
+            next_avail: base,
+            seen_avail: base,
+            next_used: used,
+            published: used,
+            event_idx,
+            quiet: false,
+            armed: false,
+        }
     }
 
     /// The memory, for descriptors.
@@ -77,6 +89,7 @@ impl Vring {
         }
         let head = self.ring.avail_entry(self.next_avail);
         self.next_avail = self.next_avail.wrapping_add(1);
+        self.armed = false;
         if self.next_avail != self.seen_avail {
             self.ring.prefetch_desc(self.ring.avail_entry(self.next_avail));
         }
@@ -118,25 +131,27 @@ impl Vring {
     /// Tells the driver not to kick: we look by ourselves. Under EVENT_IDX an event index that is not moved on says so.
     #[inline]
     pub fn stay_awake(&mut self) {
-        if self.asleep {
-            self.asleep = false;
-            if !self.event_idx {
-                self.ring.set_used_flags(VRING_USED_F_NO_NOTIFY as u16);
-            }
+        if !self.event_idx && !self.quiet {
+            self.quiet = true;
+            self.armed = false;
+            self.ring.set_used_flags(VRING_USED_F_NO_NOTIFY as u16);
         }
     }
 
     /// Asks for a kick; `false` when there is work already, so that sleeping would be wrong.
     #[inline]
     pub fn fall_asleep(&mut self) -> bool {
-        if self.event_idx {
-            self.ring.set_avail_event(self.next_avail);
-        } else {
-            self.ring.set_used_flags(0);
+        if !self.armed {
+            if self.event_idx {
+                self.ring.set_avail_event(self.next_avail);
+            } else {
+                self.ring.set_used_flags(0);
+                self.quiet = false;
+            }
+            self.armed = true;
+            // The request for a kick must be visible before the last look, or both sides could sleep.
+            fence(Ordering::SeqCst);
         }
-        self.asleep = true;
-        // The request for a kick must be visible before the last look, or both sides could sleep.
-        fence(Ordering::SeqCst);
         self.ring.avail_idx() == self.next_avail
     }
 }

@@ -1,7 +1,5 @@
 //! The virtio-blk side of a disk as a driver sees it: features and configuration space (virtio 1.2, 5.2.3 and 5.2.4).
 
-use std::time::Duration;
-
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
@@ -31,13 +29,11 @@ pub struct Offer {
     pub num_queues: u16,
     /// Largest ring, a power of two.
     pub queue_size: u16,
-    /// How long a worker may look for work before it sleeps.
-    pub poll: Duration,
 }
 
 impl Default for Offer {
     fn default() -> Self {
-        Offer { num_queues: 1, queue_size: 256, poll: Duration::ZERO }
+        Offer { num_queues: 1, queue_size: 256 }
     }
 }
 

@@ -6,12 +6,12 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use crate::chain::Chain;
 use crate::guest::{Guest, RingError, SplitRing};
 use crate::request::ID_LEN;
 use crate::worker::Worker;
+use crate::worker::pool::Pool;
 use crate::worker::queue::Setup;
 
 /// What all queues of a session share.
@@ -24,8 +24,8 @@ pub struct Shared {
     pub guest: Mutex<Option<Arc<Guest>>>,
     /// Writes are complete only when they are on stable storage.
     pub write_through: Arc<AtomicBool>,
-    /// How long a worker may look for work before it sleeps.
-    pub poll: Duration,
+    /// Where workers come from.
+    pub pool: Arc<Pool>,
     /// The process ends: nothing may start any more.
     pub closing: AtomicBool,
 }
@@ -54,7 +54,7 @@ struct State {
     kick: Option<File>,
     call: Option<File>,
     config: Option<RingConfig>,
-    worker: Option<Worker>,
+    worker: Option<Arc<Worker>>,
     // The worker's number of the queue that it serves.
     running: Option<u32>,
     // A size that the front end asked for and the specification does not allow.
@@ -216,7 +216,7 @@ impl QueueControl {
         let ring = SplitRing::new(&guest, config.size, config.desc, config.avail, config.used)?;
         let worker = match &mut state.worker {
             Some(worker) => worker,
-            none => none.insert(Worker::spawn(&format!("queue-{}", self.index), self.shared.poll)?),
+            none => none.insert(self.shared.pool.worker(&format!("queue-{}", self.index))?),
         };
         let setup = Setup {
             name: self.name(),

@@ -17,6 +17,7 @@ use crate::disk::Disk;
 use crate::guest::Guest;
 use crate::limit::Limiter;
 use crate::limited;
+use crate::worker::pool::Pool;
 
 /// What one front end has negotiated and set up. Ends with [`Session::end`].
 pub struct Session {
@@ -29,11 +30,11 @@ pub struct Session {
 
 impl Session {
     /// A session with nothing negotiated yet.
-    pub fn new(disk: Arc<Disk>) -> Arc<Session> {
+    pub fn new(disk: Arc<Disk>, pool: Arc<Pool>) -> Arc<Session> {
         let shared = Arc::new(Shared {
             chain: disk.chain.clone(),
             serial: disk.serial,
-            poll: disk.offer.poll,
+            pool,
             guest: Mutex::new(None),
             write_through: Arc::new(AtomicBool::new(true)),
             closing: AtomicBool::new(false),

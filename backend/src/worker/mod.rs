@@ -4,6 +4,7 @@
 
 pub mod ops;
 pub mod poll;
+pub mod pool;
 pub mod queue;
 
 use std::fs::File;
@@ -20,6 +21,7 @@ use crate::engine::{Engine, Event, Wait};
 use crate::uring::Uring;
 use ops::Ops;
 use poll::{Lookers, Poll};
+use pool::Cpus;
 use queue::{Queue, Setup};
 
 /// Operations under way up to which looking for their end beats sleeping.
@@ -35,6 +37,7 @@ enum Mail {
 }
 
 /// A running worker thread; dropped, it ends. Its queues must have been stopped.
+#[derive(Debug)]
 pub struct Worker {
     mailbox: Sender<Mail>,
     bell: Arc<EventFd>,
@@ -42,18 +45,19 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread with a ring of its own. `poll` is how long it may look for work before it sleeps.
+    /// Starts a thread with a ring of its own, on the CPU that is worker `number`'s. `poll` is how long it may look for
+    /// work before it sleeps.
     ///
     /// # Errors
     /// No thread, no io_uring, no memory.
-    pub fn spawn(name: &str, poll: Duration) -> io::Result<Worker> {
+    pub fn spawn(name: &str, poll: Duration, cpus: Cpus, number: usize) -> io::Result<Worker> {
         let bell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let (mailbox, mail) = channel();
         let (ready, started) = channel();
         let its_bell = bell.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             // The ring takes commands from the thread that made it only.
-            let made = Uring::new().and_then(|engine| Ok((engine, Ops::new()?)));
+            let made = cpus.place(number).and_then(|()| Ok((Uring::new()?, Ops::new()?)));
             match made {
                 Ok((engine, ops)) => {
                     let mut core = Core::new(engine, ops, Poll::new(poll, Lookers::of_process()));

@@ -1,0 +1,139 @@
+//! Which worker serves a queue, and on which CPU it runs.
+
+use std::io;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use super::Worker;
+
+/// CPUs that workers are placed on, in this order; from the command line (`0,2,4-7`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cpus(Vec<usize>);
+
+impl FromStr for Cpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Cpus, String> {
+        let mut cpus = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |text: &str| match text.parse::<usize>() {
+                Ok(n) if n < CpuSet::count() => Ok(n),
+                _ => Err(format!("\"{part}\" is no CPU or range of CPUs; write for example 0,2,4-7")),
+            };
+            let (first, last) = (number(first)?, number(last)?);
+            if first > last {
+                return Err(format!("the range {part} runs backwards"));
+            }
+            cpus.extend(first..=last);
+        }
+        Ok(Cpus(cpus))
+    }
+}
+
+impl Cpus {
+    /// Puts the calling thread on the CPU of worker `number`.
+    ///
+    /// # Errors
+    /// The CPU is not there, or not allowed.
+    pub fn place(&self, number: usize) -> io::Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let cpu = self.0[number % self.0.len()];
+        let mut set = CpuSet::new();
+        set.set(cpu)?;
+        sched_setaffinity(Pid::from_raw(0), &set)
+            .map_err(|error| io::Error::other(format!("cannot run a worker on CPU {cpu}: {error}")))
+    }
+
+    /// Whether every CPU of the list can be used.
+    ///
+    /// # Errors
+    /// Names the first that cannot.
+    pub fn check(&self) -> io::Result<()> {
+        let allowed = nix::sched::sched_getaffinity(Pid::from_raw(0))?;
+        match self.0.iter().find(|cpu| !allowed.is_set(**cpu).unwrap_or(false)) {
+            Some(cpu) => Err(io::Error::other(format!("--cpu-affinity: this process may not use CPU {cpu}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The workers of a process.
+#[derive(Debug)]
+pub struct Pool {
+    poll: Duration,
+    cpus: Cpus,
+    // Shared workers, started when a queue first needs them; none: every queue has its own.
+    shared: Box<[Mutex<Option<Arc<Worker>>>]>,
+    next: AtomicUsize,
+}
+
+impl Pool {
+    /// A pool of `workers` shared workers, or with 0 of one for each queue. A worker looks for work at most for `poll`
+    /// before it sleeps.
+    pub fn new(workers: usize, poll: Duration, cpus: Cpus) -> Pool {
+        Pool { poll, cpus, shared: (0..workers).map(|_| Mutex::default()).collect(), next: AtomicUsize::new(0) }
+    }
+
+    /// The worker for another queue; queues are dealt out in turn.
+    ///
+    /// # Errors
+    /// No thread, no io_uring, no such CPU.
+    pub fn worker(&self, name: &str) -> io::Result<Arc<Worker>> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        if self.shared.is_empty() {
+            return Worker::spawn(name, self.poll, self.cpus.clone(), number).map(Arc::new);
+        }
+        let number = number % self.shared.len();
+        let mut place = self.shared[number].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = &*place {
+            return Ok(worker.clone());
+        }
+        let worker = Worker::spawn(&format!("worker-{number}"), self.poll, self.cpus.clone(), number)?;
+        Ok(place.insert(Arc::new(worker)).clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists() {
+        assert_eq!("0,2,4-6".parse(), Ok(Cpus(vec![0, 2, 4, 5, 6])));
+        for wrong in ["", "a", "1-", "-1", "3-1", "1,,2", "99999"] {
+            assert!(wrong.parse::<Cpus>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn shared_workers_are_dealt_out_and_own_ones_are_not() {
+        let pool = Pool::new(2, Duration::ZERO, Cpus::default());
+        let workers: Vec<_> = (0..4).map(|_| pool.worker("queue").unwrap()).collect();
+        assert!(Arc::ptr_eq(&workers[0], &workers[2]) && Arc::ptr_eq(&workers[1], &workers[3]));
+        assert!(!Arc::ptr_eq(&workers[0], &workers[1]));
+        let pool = Pool::new(0, Duration::ZERO, Cpus::default());
+        assert!(!Arc::ptr_eq(&pool.worker("a").unwrap(), &pool.worker("b").unwrap()));
+    }
+
+    #[test]
+    fn a_worker_runs_where_it_is_put() {
+        let allowed = nix::sched::sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let cpu = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap()).unwrap();
+        let cpus: Cpus = cpu.to_string().parse().unwrap();
+        cpus.check().unwrap();
+        let seen = std::thread::spawn(move || {
+            cpus.place(7).unwrap();
+            nix::sched::sched_getaffinity(Pid::from_raw(0)).unwrap()
+        });
+        let seen = seen.join().unwrap();
+        assert!((0..CpuSet::count()).all(|n| seen.is_set(n).unwrap() == (n == cpu)));
+    }
+}
