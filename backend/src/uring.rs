@@ -120,21 +120,28 @@ impl Uring {
         })
     }
 
-    fn push(&mut self, entry: &squeue::Entry) {
-        loop {
-            // SAFETY: every entry that gets here refers to memory that stays valid until its completion: data by the contract
-            // of `Engine::start`, lists of slices in `arena`, which is not touched before they are submitted.
-            if unsafe { self.ring.submission().push(entry) }.is_ok() {
-                return;
-            }
+    /// Makes room for an entry and a list of so many slices. To be called before the list is kept: making room later would
+    /// submit the entries of other lists and take the place of this one for free.
+    #[inline]
+    fn make_room(&mut self, slices: usize) {
+        while self.ring.submission().is_full() || self.arena.len() + slices > ARENA {
             self.submit(0);
-            if self.ring.submission().is_full() {
+            if !self.ring.submission().is_empty() {
                 // The kernel refuses more while completions wait to be taken.
                 let mut early = std::mem::take(&mut self.early);
                 self.reap(&mut early);
                 self.early = early;
             }
         }
+    }
+
+    /// Queues an entry for which there is room.
+    #[inline]
+    fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: every entry that gets here refers to memory that stays valid until its completion: data by the contract of
+        // `Engine::start`, lists of slices in `arena`, which is not touched before they are submitted.
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        debug_assert!(pushed.is_ok(), "no room was made");
     }
 
     /// One io_uring_enter(2). What it cannot do now (EINTR, EBUSY, EAGAIN) the next turn does.
@@ -154,17 +161,9 @@ impl Uring {
     /// A copy of `data` that stays where it is until it is submitted.
     fn keep(&mut self, data: &[HostSlice]) -> (*const libc::iovec, u32) {
         let data = &data[..data.len().min(MAX_SLICES)];
-        while self.arena.len() + data.len() > ARENA {
-            self.submit(0);
-            if !self.arena.is_empty() {
-                let mut early = std::mem::take(&mut self.early);
-                self.reap(&mut early);
-                self.early = early;
-            }
-        }
         let start = self.arena.len();
         self.arena.extend_from_slice(data);
-        // The arena never grows past its capacity, so it never moves; HostSlice is laid out like an iovec.
+        // The arena never grows past its capacity (see `make_room`), so it never moves; HostSlice is laid out like an iovec.
         (self.arena[start..].as_ptr().cast(), data.len() as u32)
     }
 
@@ -206,7 +205,9 @@ impl Uring {
 
     fn arm(&mut self, watch: u32) {
         if let Some(Some(Watch { fd, .. })) = self.watches.get(watch as usize) {
-            let entry = opcode::PollAdd::new(types::Fd(*fd), libc::POLLIN as u32).multi(true).build();
+            let fd = *fd;
+            self.make_room(0);
+            let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).multi(true).build();
             self.push(&entry.user_data(KIND_WATCH | u64::from(watch)));
         }
     }
@@ -285,6 +286,11 @@ impl Engine for Uring {
 
     #[inline]
     fn start(&mut self, file: FileIx, command: Command<'_>, token: u32) {
+        let slices = match command {
+            Command::Read { data, .. } | Command::Write { data, .. } => data.len().min(MAX_SLICES),
+            _ => 0,
+        };
+        self.make_room(slices);
         let entry = Self::build(file, command, |data| self.keep(data));
         self.push(&entry.user_data(u64::from(token)));
     }
@@ -304,6 +310,7 @@ impl Engine for Uring {
             Some(w) if !w.dead => {
                 w.leaving = true;
                 let poll = KIND_WATCH | u64::from(watch);
+                self.make_room(0);
                 self.push(&opcode::AsyncCancel::new(poll).build().user_data(KIND_CANCEL));
             }
             _ => {
@@ -370,28 +377,35 @@ mod tests {
     }
 
     #[test]
-    fn more_commands_than_entries_all_complete() {
+    fn more_commands_than_entries_all_complete_where_they_belong() {
         let file = tempfile::tempfile().unwrap();
-        file.set_len(1 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], 0).unwrap();
         let mut ring = Uring::new().unwrap();
         let ix = ring.add_file(file.as_fd()).unwrap();
-        let buffer = Buffer::new(4096).unwrap();
-        let slices = vec![buffer.slice().part(0, 2); 600];
-        let n = COMPLETIONS * 2;
+        let n = COMPLETIONS as usize * 2;
+        let buffer = Buffer::new(n * 4).unwrap();
         let mut events = Vec::new();
         for token in 0..n {
-            ring.start(ix, Command::Read { data: &slices, at: 0 }, token);
+            let here = buffer.slice().part(4 * token, 4);
+            let few = [here.part(0, 1), here.part(1, 3)];
+            let many = vec![here.part(0, 1); 700];
+            ring.start(ix, Command::Read { data: if token % 5 == 0 { &many } else { &few }, at: 0 }, token as u32);
         }
-        until(&mut ring, &mut events, n as usize);
-        let mut tokens: Vec<u32> = events
+        until(&mut ring, &mut events, n);
+        let mut tokens: Vec<usize> = events
             .iter()
             .map(|e| match e {
-                Event::Done { token, result: 1200 } => *token,
+                Event::Done { token, result: 4 | 700 } => *token as usize,
                 other => panic!("{other:?}"),
             })
             .collect();
         tokens.sort_unstable();
         assert!(tokens.into_iter().eq(0..n));
+        for token in 0..n {
+            let mut bytes = [0; 4];
+            buffer.slice().part(4 * token, 4).read(&mut bytes);
+            assert_eq!(bytes, if token % 5 == 0 { [7, 0, 0, 0] } else { [7; 4] }, "{token}");
+        }
     }
 
     #[test]
