@@ -430,5 +430,7 @@ fn connections_that_come_and_go_leave_nothing_behind() {
         std::thread::yield_now();
     }
     assert!(count() <= before, "{before} descriptors became {}", count());
+    let lines = victim.log_lines();
+    assert!(lines < 200, "{lines} lines of log");
     victim.stop();
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dm_tests::blk::{Data, OK, Request, Shape, kind};
+use dm_tests::memory::RegionSpec;
 use dm_tests::vmm::{Setup, Vmm};
 use dm_tests::wire::{self, request as rq};
 use fastrand::Rng;
@@ -60,7 +61,7 @@ impl Load {
 
 #[test]
 fn enabling_and_disabling_under_load_loses_nothing() {
-    let mut victim = Victim::new(&[]);
+    let mut victim = Victim::slow();
     let mut vmm = victim.vmm(&setup());
     let mut load = Load::new();
     for round in 0..300 {
@@ -77,7 +78,7 @@ fn enabling_and_disabling_under_load_loses_nothing() {
 
 #[test]
 fn nothing_moves_after_a_ring_was_stopped_under_load() {
-    let mut victim = Victim::new(&[]);
+    let mut victim = Victim::slow();
     let mut vmm = victim.vmm(&setup());
     let mut load = Load::new();
     for round in 0..40 {
@@ -100,7 +101,7 @@ fn nothing_moves_after_a_ring_was_stopped_under_load() {
 
 #[test]
 fn nothing_is_written_into_a_region_after_it_was_removed() {
-    let mut victim = Victim::new(&[]);
+    let mut victim = Victim::slow();
     for round in 0..8 {
         let mut vmm = victim.vmm(&setup());
         let mut load = Load::new();
@@ -130,7 +131,7 @@ fn nothing_is_written_into_a_region_after_it_was_removed() {
 
 #[test]
 fn a_memory_table_without_the_rings_is_survived() {
-    let mut victim = Victim::new(&[]);
+    let mut victim = Victim::slow();
     for _ in 0..8 {
         let mut vmm = victim.vmm(&setup());
         let mut load = Load::new();
@@ -148,7 +149,7 @@ fn a_memory_table_without_the_rings_is_survived() {
 
 #[test]
 fn hanging_up_under_load_leaves_guest_memory_alone_soon() {
-    let mut victim = Victim::new(&[]);
+    let mut victim = Victim::slow();
     for _ in 0..20 {
         let mut vmm = victim.vmm(&setup());
         let mut load = Load::new();
@@ -161,4 +162,50 @@ fn hanging_up_under_load_leaves_guest_memory_alone_soon() {
         assert!(vmm.memory.snapshot() == frozen, "memory of a front end that left changed");
     }
     victim.stop();
+}
+
+#[test]
+fn memory_that_changes_elsewhere_disturbs_no_request() {
+    let mut victim = Victim::slow();
+    let mut vmm = victim.vmm(&setup());
+    let mut load = Load::new();
+    let elsewhere = RegionSpec { gpa: 32 << 30, size: 1 << 20 };
+    for round in 0..60 {
+        load.push(&mut vmm);
+        match round % 3 {
+            0 => vmm.add_region(elsewhere).expect("ADD_MEM_REG"),
+            1 => vmm.set_mem_table().expect("SET_MEM_TABLE"),
+            _ => vmm.remove_region(elsewhere.gpa).expect("REM_MEM_REG"),
+        }
+        load.reap(&mut vmm);
+    }
+    load.drain(&mut vmm);
+    drop(vmm);
+    victim.assert_well("memory that comes and goes");
+    victim.stop();
+}
+
+/// Its file cut short: neither the rings nor the buffers are there any more, though they are mapped.
+#[test]
+fn guest_memory_whose_file_shrinks_is_survived() {
+    for (what, cut) in [("buffers", 1..4), ("rings", 0..1), ("everything", 0..4)] {
+        for slow in [true, false] {
+            let mut victim = if slow { Victim::slow() } else { Victim::new(&[]) };
+            let mut vmm = victim.vmm(&setup());
+            let mut load = Load::new();
+            load.push(&mut vmm);
+            for region in &vmm.memory.regions()[cut.clone()] {
+                rustix::fs::ftruncate(region.fd(), 0).expect("truncate");
+            }
+            // From here on this process may not touch the memory either.
+            for _ in 0..10 {
+                dm_tests::ring::signal(vmm.queues[0].ring.kick_fd());
+                let _ = vmm.sync();
+            }
+            let _ = vmm.stop_ring(0);
+            drop(vmm);
+            victim.assert_well(what);
+            victim.stop();
+        }
+    }
 }

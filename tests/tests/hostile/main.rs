@@ -29,7 +29,15 @@ struct Victim {
 
 impl Victim {
     fn new(args: &[&str]) -> Self {
-        let dir = files::memory_dir().unwrap_or_else(files::disk_dir);
+        Self::on(files::memory_dir().unwrap_or_else(files::disk_dir), args)
+    }
+
+    /// On a disk, where requests take long enough to be caught in flight.
+    fn slow() -> Self {
+        Self::on(files::disk_dir(), &[])
+    }
+
+    fn on(dir: TempDir, args: &[&str]) -> Self {
         let component = dir.path().join("component");
         files::component(&component, &vec![0x11; SECTORS as usize * SECTOR]);
         let table = format!("0 {SECTORS} linear {} 0\n", component.display());
