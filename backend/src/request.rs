@@ -221,10 +221,17 @@ impl Chain {
 
     #[inline]
     fn judge(&mut self) -> Result<Kind, ChainError> {
-        let mut header = [0u8; HEADER];
-        if gather(&self.slices[..self.readable], &mut header) < HEADER {
-            return Err(ChainError::Header(self.readable_bytes));
-        }
+        let readable = &self.slices[..self.readable];
+        let header = match readable.first().and_then(HostSlice::first::<HEADER>) {
+            Some(header) => header,
+            None => {
+                let mut header = [0u8; HEADER];
+                if gather(readable, &mut header) < HEADER {
+                    return Err(ChainError::Header(self.readable_bytes));
+                }
+                header
+            }
+        };
         let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         self.at = u64::from(word(8)) | (u64::from(word(12)) << 32);
         Ok(match word(0) {

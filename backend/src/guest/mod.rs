@@ -87,6 +87,22 @@ impl HostSlice {
         n
     }
 
+    /// The first `N` bytes; `None` when the slice is shorter.
+    #[inline]
+    pub fn first<const N: usize>(&self) -> Option<[u8; N]> {
+        // SAFETY: N bytes from the start lie inside a live mapping; bytes need no alignment and have no invalid values.
+        (self.len >= N).then(|| unsafe { self.ptr.cast::<[u8; N]>().read_volatile() })
+    }
+
+    /// Writes one byte at the start of the slice, if it has one.
+    #[inline]
+    pub fn set_first(&self, byte: u8) {
+        if self.len > 0 {
+            // SAFETY: the byte lies inside a live mapping.
+            unsafe { self.ptr.write_volatile(byte) }
+        }
+    }
+
     /// Copies `from` to the start of the slice; returns how many bytes fitted.
     #[inline]
     pub fn write(&self, from: &[u8]) -> usize {

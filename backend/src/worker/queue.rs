@@ -214,7 +214,7 @@ impl Queue {
         }
         // Of a failed read nothing is known but the status byte (virtio 1.2, 2.7.8.2).
         let written = if slot.status == OK { slot.written + 1 } else { 1 };
-        slot.status_byte.write(&[slot.status]);
+        slot.status_byte.set_first(slot.status);
         let head = slot.head;
         self.free.push(index);
         self.in_flight -= 1;
