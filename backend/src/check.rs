@@ -13,7 +13,8 @@ pub fn report(loaded: &Loaded) -> String {
     }
     for warning in &loaded.warnings {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{}", warning.trim_end());
+        let prefix = if warning.starts_with("warning") { "" } else { "warning: " };
+        let _ = writeln!(text, "{prefix}{}", warning.trim_end());
     }
     text
 }
@@ -39,6 +40,7 @@ fn describe(text: &mut String, disk: &crate::disk::Disk) {
         "  access: {}; discard: {}; serial: {}",
         if chain.read_only { "read-only" } else { "read-write" },
         match limits.discard {
+            Some(_) if chain.read_only => "no".to_owned(),
             Some(d) => format!("up to {} sectors in {}-byte units", config::discard_sectors(&space), d.granularity),
             None => "no".to_owned(),
         },

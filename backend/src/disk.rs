@@ -88,7 +88,8 @@ pub fn load(file: &TableFile, name: &str, options: &Options, registry: &mut Regi
     for component in &loader.components {
         warnings.extend(component.warnings.iter().map(|w| format!("{}: {w}", component.path.display())));
     }
-    let tops = (0..file.devices.len()).filter(|i| !loader.used[*i]).collect();
+    let tops: Vec<usize> = (0..file.devices.len()).filter(|i| !loader.used[*i]).collect();
+    warnings.extend(loader.shared_by(&tops));
     let Loader { maps, components, .. } = loader;
     let disk =
         |(device, map): (&Device, Option<Arc<Map>>)| map.map(|map| disk(device, map, &components, name, options));
@@ -132,6 +133,25 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    /// Component sectors that two disks would write.
+    fn shared_by(&self, tops: &[usize]) -> Vec<String> {
+        let writable = |i: &&usize| !self.options.read_only && !self.file.devices[**i].read_only;
+        let (disks, maps): (Vec<usize>, Vec<&Map>) =
+            tops.iter().filter(writable).filter_map(|i| Some((*i, self.maps[*i].as_deref()?))).unzip();
+        let name = |disk: usize| self.file.devices[disks[disk]].name.as_deref().unwrap_or("disk");
+        let tell = |shared: &crate::map::Shared| {
+            let component = self.components.get(usize::from(shared.dev.0)).map_or("a component", |c| c.name.as_str());
+            format!(
+                "sectors {}..{} of {component} are reachable through {} and {}: what one guest writes changes under the other",
+                shared.start,
+                shared.end,
+                name(shared.disks.0),
+                name(shared.disks.1),
+            )
+        };
+        crate::map::shared(&maps).iter().map(tell).collect()
+    }
+
     fn resolve(&mut self, dev: &DevRef, read_only: bool) -> Result<Lower, LookupError> {
         match self.names.get(dev) {
             Some(index) => self.lower(index, read_only),
@@ -204,5 +224,55 @@ pub fn whole(path: &str, size: Sectors) -> TableFile {
     TableFile {
         source: Arc::new(Source::new("--blk-file", path)),
         devices: vec![Device { name: None, name_span: span, uuid: None, minor: None, read_only: false, table }],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dm_table::{Format, Source};
+
+    fn load_text(text: &str) -> Result<Loaded, Diagnostic> {
+        let file = dm_table::parse(Arc::new(Source::new("test", text)), Format::Auto)?;
+        let options = Options { read_only: false, cache: device::Cache::Auto, offer: Offer::default(), serial: None };
+        load(&file, "test", &options, &mut Registry::new())
+    }
+
+    #[test]
+    fn two_disks_that_write_the_same_sectors_are_warned_of() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let path = file.path().display();
+        let warned = |two: &str| {
+            let text = format!("one,,,,0 100 linear {path} 0;two,,,{two}");
+            load_text(&text.replace("FILE", &path.to_string())).unwrap().warnings
+        };
+        let warnings = warned(",0 100 linear FILE 99");
+        assert!(warnings.len() == 1 && warnings[0].starts_with("sectors 99..100 of "), "{warnings:?}");
+        assert!(warned(",0 100 linear FILE 100").is_empty());
+        assert!(warned("ro,0 100 linear FILE 0").is_empty());
+        assert!(warned(",0 100 linear /dev/mapper/one 0").is_empty());
+    }
+
+    #[test]
+    fn an_empty_table_is_refused() {
+        let error = load_text("# nothing\n").err().unwrap().to_string();
+        assert!(error.contains("an empty table has no disk to serve"), "{error}");
+    }
+
+    #[test]
+    fn a_writable_device_needs_writable_ones_below() {
+        let lower = "low,,,ro,0 8 zero;";
+        let error = load_text(&format!("{lower}high,,,rw,0 8 linear /dev/mapper/low 0")).err().unwrap();
+        assert_eq!(error.reason(), "linear: Device lookup failed (-EROFS)");
+        let loaded = load_text(&format!("{lower}high,,,ro,0 8 linear /dev/mapper/low 0")).unwrap();
+        assert_eq!(loaded.tops, [1]);
+    }
+
+    #[test]
+    fn the_serial_number_is_the_uuid_or_the_name() {
+        let loaded = load_text("a,an-uuid-of-more-than-20-bytes,,,0 8 zero;b,,,,0 8 zero").unwrap();
+        assert_eq!(&loaded.disks[0].serial, b"an-uuid-of-more-than");
+        assert_eq!(&loaded.disks[1].serial[..2], b"b\0");
     }
 }

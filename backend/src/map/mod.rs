@@ -31,6 +31,7 @@ use dm_table::{Diagnostic, Sectors, Source, Table};
 
 use crate::device;
 pub use limits::{Stacked, StackedDiscard};
+pub use overlap::{Shared, shared};
 use stripe::Striped;
 
 /// Most segments of one map after flattening: the kernel's own bound for the lines of a table

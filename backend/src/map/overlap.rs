@@ -56,6 +56,32 @@ pub(super) fn warn(
     }
 }
 
+/// Sectors of a component that two disks reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// The component.
+    pub dev: DevIx,
+    /// First sector.
+    pub start: u64,
+    /// One past the last sector.
+    pub end: u64,
+    /// The disks, as indices of the list that was given.
+    pub disks: (usize, usize),
+}
+
+/// What several disks reach in common, at most [`MOST_WARNINGS`] ranges of it.
+pub fn shared(maps: &[&Map]) -> Vec<Shared> {
+    let mut reach = Vec::new();
+    for (disk, map) in maps.iter().enumerate() {
+        device_ranges(map, 0, map.len().get(), &mut |dev, start, len| {
+            reach.push(Reach { dev, start, end: start + len, origin: (disk, 0) });
+            reach.len() < MOST_RANGES
+        });
+    }
+    let as_shared = |o: Overlap| Shared { dev: o.dev, start: o.start, end: o.end, disks: (o.first.0, o.second.0) };
+    overlaps(reach).into_iter().take(MOST_WARNINGS).map(as_shared).collect()
+}
+
 fn reached(lines: &[Resolved<'_>]) -> Vec<Reach> {
     let mut reach = Vec::new();
     for (i, resolved) in lines.iter().enumerate() {
