@@ -1,8 +1,12 @@
-//! The front end of this crate against a back end that is not ours: what fails here is the test's fault.
+//! The tools of this crate: the front end against a back end that is not ours, so that what fails here is the
+//! test's fault, and the benchmark.
 #![allow(missing_docs)]
 
+use std::time::Duration;
+
+use dm_tests::bench::{self, Job, Mode, Pattern};
 use dm_tests::blk::{Data, OK, Request, Shape, feature, kind};
-use dm_tests::daemon::{Daemon, qemu_storage_daemon};
+use dm_tests::daemon::{Daemon, Served, qemu_storage_daemon};
 use dm_tests::vmm::{Order, Setup};
 use dm_tests::{files, rng, skip};
 
@@ -62,4 +66,30 @@ fn qemu_storage_daemon_agrees() {
             }
         }
     }
+}
+
+#[test]
+fn the_benchmark_counts_what_it_asked_for() {
+    let mut served = Served::table("0 4096 zero\n", &[]);
+    for mode in [Mode::Poll, Mode::Event] {
+        for pattern in [Pattern::Randread, Pattern::Randwrite, Pattern::Seqread, Pattern::Seqwrite] {
+            let job = Job {
+                pattern,
+                block: 8192,
+                depth: 5,
+                mode,
+                warm_up: Duration::from_millis(5),
+                time: Duration::from_secs(20),
+                operations: 500,
+                seed: 1,
+                pid: Some(served.daemon.pid()),
+                event_idx: pattern.name().len() > 5,
+            };
+            let stream = served.daemon.connect(&served.socket);
+            let sample = bench::run(stream, &job).expect("run");
+            assert!((500..600).contains(&sample.operations), "{sample:?}");
+            assert!(sample.iops > 0.0 && sample.p50 > 0 && sample.p50 <= sample.p99, "{sample:?}");
+        }
+    }
+    served.daemon.stop();
 }

@@ -204,6 +204,11 @@ fn print_settings(options: &Options, out: &mut dyn Write) -> io::Result<()> {
         text.unwrap_or_default().lines().next().unwrap_or("?").to_owned()
     };
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0.0);
+    if load > 0.7 {
+        writeln!(out, "WARNING: the machine is busy (load {load}): expect noise, and look at the spread\n")?;
+    }
     writeln!(out, "ours:   {}", version(&mut Command::new(&options.ours)))?;
     writeln!(
         out,
