@@ -17,6 +17,7 @@ pub mod guest;
 pub mod limit;
 pub mod map;
 pub mod request;
+pub mod sim;
 pub mod socket;
 pub mod uring;
 pub mod vring;

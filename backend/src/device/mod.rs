@@ -22,6 +22,8 @@ mod lookup;
 mod open;
 mod proc;
 mod registry;
+#[cfg(test)]
+mod simulated;
 mod sysfs;
 
 pub use component::{Access, Cache, Component, Identity, Kind, Options};

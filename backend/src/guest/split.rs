@@ -98,6 +98,9 @@ impl SplitRing {
     /// A 16-bit field of one of the rings.
     #[inline]
     fn field(base: *mut u8, offset: usize) -> &'static AtomicU16 {
+        // Between any two accesses the driver may have acted.
+        #[cfg(test)]
+        crate::sim::pause::reached();
         // SAFETY: the callers' offsets lie inside the part whose bounds `new` checked (2 bytes from an even offset, base
         // aligned to at least 2), and the region stays mapped as long as `self`, for which alone the reference is used:
         // it does not leave this file. Guest and device share the field, so it is only accessed atomically.

@@ -6,6 +6,8 @@ pub mod ops;
 pub mod poll;
 pub mod pool;
 pub mod queue;
+#[cfg(test)]
+mod simulation;
 
 use std::fs::File;
 use std::io;

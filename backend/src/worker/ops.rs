@@ -204,8 +204,7 @@ impl Ops {
     pub fn start(&mut self, engine: &mut impl Engine, token: u32) {
         let op = &mut self.ops[token as usize];
         if op.step == Step::Transfer && op.device.mask != 0 {
-            let mask = op.device.mask;
-            op.bounced = op.data.len() > MAX_SLICES || op.data.iter().any(|s| (s.addr() | s.len()) & mask != 0);
+            op.bounced = op.data.len() > MAX_SLICES || op.misaligned();
         }
         self.issue(engine, token);
     }
@@ -317,7 +316,12 @@ impl Ops {
                 op.at += n;
                 op.left -= n;
                 op.take(n as usize);
-                if op.left > 0 { Next::Again } else { Next::Done }
+                if op.left == 0 {
+                    return Next::Done;
+                }
+                // A short transfer may end where the next one must not begin.
+                op.bounced |= op.step == Step::Transfer && op.device.mask != 0 && op.misaligned();
+                Next::Again
             }
             Step::Sync => Next::Done,
             _ if matches!(op.action, Action::Zero { durable: true, .. }) => {
@@ -336,6 +340,11 @@ enum Next {
 }
 
 impl Op {
+    /// Whether the device cannot take what is left from where it lies.
+    fn misaligned(&self) -> bool {
+        self.data[self.first..].iter().any(|s| (s.addr() | s.len()) & self.device.mask != 0)
+    }
+
     /// Moves on by `n` transferred bytes; what was read by way of a bounce buffer goes to the guest.
     #[inline]
     fn take(&mut self, n: usize) {
@@ -370,5 +379,15 @@ impl Op {
             _ => return Next::Failed(errno),
         };
         Next::Again
+    }
+}
+
+#[cfg(test)]
+impl Ops {
+    /// Fails unless all places and bounce buffers have been given back.
+    pub(crate) fn check_idle(&self) {
+        assert_eq!(self.under_way(), 0, "operations without a verdict");
+        assert_eq!(self.buffers.len(), self.made, "bounce buffers not given back");
+        assert!(self.waiting.is_empty(), "operations wait for a bounce buffer");
     }
 }

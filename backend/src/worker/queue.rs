@@ -456,6 +456,7 @@ impl Queue {
     /// Ends the queue: its files are forgotten and its memory is let go. It must have drained.
     pub fn end(self, engine: &mut impl Engine) {
         debug_assert!(self.drained());
+        debug_assert_eq!(self.free.len(), self.slots.len());
         forget(&self.devices, engine);
     }
 }

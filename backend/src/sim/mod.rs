@@ -1,0 +1,553 @@
+//! A simulated engine: devices in memory, whose every whim follows a seed.
+//!
+//! Time is virtual. Commands take effect and are reported in an order of the seed's choosing, each at its own time:
+//! data moves when the command takes effect, so memory that was let go or used for something else meanwhile shows.
+//! Transfers end short, EAGAIN and EINTR come and go, faults strike by chance, by number or by place. Completed writes
+//! are lost and torn by [`Sim::crash`] unless a [`Command::Sync`] or a durable write came to their rescue: each
+//! device has a volatile and a durable image.
+//!
+//! A [`Sim`] is a handle: a clone means the same devices, so that a test looks at them while a worker owns the engine.
+//! Misuse of the engine (a token used twice, a file forgotten while it is in use) is a panic: nothing but tests runs
+//! on this engine.
+
+mod disk;
+#[cfg(test)]
+pub(crate) mod pause;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use crate::engine::{Command, Engine, Event, FileIx, MAX_SLICES, Wait};
+use crate::guest::HostSlice;
+use disk::Disk;
+pub use disk::{DISCARDED, SECTOR};
+
+/// What a turn of the engine takes at least, in virtual nanoseconds.
+const TURN: u64 = 1_000;
+
+/// How the devices of a [`Sim`] behave.
+#[derive(Clone, Copy, Debug)]
+pub struct Temper {
+    /// Longest time until a command takes effect, and again until that is reported.
+    pub latency: Duration,
+    /// Transfers that end early, in percent.
+    pub short: u8,
+    /// Commands that end with EAGAIN or EINTR and have done nothing, in percent.
+    pub again: u8,
+    /// Commands that fail with EIO, in per mille. What they leave behind of their data is a matter of chance.
+    pub fail: u16,
+}
+
+impl Default for Temper {
+    fn default() -> Temper {
+        Temper { latency: Duration::from_micros(20), short: 0, again: 0, fail: 0 }
+    }
+}
+
+/// What a simulated device takes and what it refuses.
+#[derive(Clone, Copy, Debug)]
+pub struct Nature {
+    /// Alignment that buffers must have, in bytes, or the device says EINVAL; 1 when anything goes.
+    pub mem_align: u32,
+    /// Alignment of offsets and lengths, in bytes; a short transfer ends at a multiple of it.
+    pub unit: u32,
+    /// The errno that [`Command::PunchHole`] is refused with.
+    pub no_punch: Option<i32>,
+    /// The errno that [`Command::ZeroRange`] is refused with.
+    pub no_zero: Option<i32>,
+    /// The errno that [`Command::BlockDiscard`] is refused with.
+    pub no_discard: Option<i32>,
+}
+
+impl Default for Nature {
+    /// A file behind the page cache that can do everything.
+    fn default() -> Nature {
+        Nature { mem_align: 1, unit: 1, no_punch: None, no_zero: None, no_discard: None }
+    }
+}
+
+/// Index of a device, in the order of [`Sim::add_device`].
+pub type DiskIx = usize;
+
+/// A command without its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// [`Command::Read`].
+    Read,
+    /// [`Command::Write`].
+    Write {
+        /// On stable storage when it is reported.
+        durable: bool,
+    },
+    /// [`Command::Sync`].
+    Sync,
+    /// [`Command::PunchHole`].
+    PunchHole,
+    /// [`Command::ZeroRange`].
+    ZeroRange,
+    /// [`Command::BlockDiscard`].
+    BlockDiscard,
+}
+
+/// A failure that was made up: not the refusal of what a device cannot do, and not EAGAIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Which device.
+    pub disk: DiskIx,
+    /// What was asked for.
+    pub kind: Kind,
+    /// Offset of the command, in bytes.
+    pub at: u64,
+    /// Length of the command, in bytes; 0 for a sync.
+    pub len: u64,
+}
+
+/// A standing order to fail.
+struct Fault {
+    disk: DiskIx,
+    bytes: Range<u64>,
+    applies: fn(Kind) -> bool,
+    errno: i32,
+}
+
+struct Running {
+    file: u32,
+    disk: DiskIx,
+    kind: Kind,
+    data: Vec<HostSlice>,
+    at: u64,
+    len: u64,
+    // Which command this is, in the order of their starts.
+    number: u64,
+    // Reports made before it was started: what a sync must make durable.
+    reports: u64,
+    // Known once it has taken effect.
+    result: Option<i32>,
+}
+
+#[derive(Clone, Copy)]
+struct Watch {
+    fd: RawFd,
+    generation: u64,
+}
+
+enum Item {
+    Effect(u32),
+    Report(u32),
+    Ready(u32, u64),
+    Unwatched(u32),
+}
+
+struct State {
+    rng: Rng,
+    temper: Temper,
+    now: u64,
+    disks: Vec<Disk>,
+    by_identity: HashMap<(u64, u64), DiskIx>,
+    files: Vec<Option<DiskIx>>,
+    running: HashMap<u32, Running>,
+    // Due time, then a number by chance that makes the order among equals, then one that keeps keys apart.
+    agenda: BTreeMap<(u64, u32, u64), Item>,
+    watches: HashMap<u32, Watch>,
+    faults: Vec<Fault>,
+    failures: Vec<Failure>,
+    fail_number: Option<u64>,
+    // Counters: commands started, reports made, items put on the agenda and watches.
+    started: u64,
+    reported: u64,
+    items: u64,
+    asleep: bool,
+}
+
+/// See the module's text.
+#[derive(Clone)]
+pub struct Sim(Rc<RefCell<State>>);
+
+impl Sim {
+    /// An engine without devices.
+    pub fn new(seed: u64, temper: Temper) -> Sim {
+        Sim(Rc::new(RefCell::new(State {
+            rng: Rng::with_seed(seed),
+            temper,
+            now: 0,
+            disks: Vec::new(),
+            by_identity: HashMap::new(),
+            files: Vec::new(),
+            running: HashMap::new(),
+            agenda: BTreeMap::new(),
+            watches: HashMap::new(),
+            faults: Vec::new(),
+            failures: Vec::new(),
+            fail_number: None,
+            started: 0,
+            reported: 0,
+            items: 0,
+            asleep: false,
+        })))
+    }
+
+    /// Makes a device that holds `bytes`, durably, and that [`Engine::add_file`] finds by `file`: any file that is not
+    /// yet a device's, told from others by its inode. It is never read or written.
+    ///
+    /// # Errors
+    /// The file cannot be asked for its inode.
+    ///
+    /// # Panics
+    /// `bytes` is no whole number of sectors.
+    pub fn add_device(&self, file: impl AsFd, bytes: Vec<u8>, nature: Nature) -> io::Result<DiskIx> {
+        assert!(bytes.len().is_multiple_of(SECTOR), "a device of {} bytes", bytes.len());
+        let mut state = self.0.borrow_mut();
+        let index = state.disks.len();
+        state.disks.push(Disk::new(bytes, nature));
+        state.by_identity.insert(identity(file.as_fd())?, index);
+        Ok(index)
+    }
+
+    /// Virtual time since the beginning.
+    pub fn now(&self) -> Duration {
+        Duration::from_nanos(self.0.borrow().now)
+    }
+
+    /// Changes the devices' behaviour from here on.
+    pub fn set_temper(&self, temper: Temper) {
+        self.0.borrow_mut().temper = temper;
+    }
+
+    /// Makes a watched descriptor readable. [`Event::Ready`] follows, in its own time; what is rung while nobody watches
+    /// is lost.
+    pub fn ring(&self, fd: RawFd) {
+        self.0.borrow_mut().ring(fd);
+    }
+
+    /// Whether the engine's user sleeps and nothing is under way that would wake it.
+    pub fn asleep(&self) -> bool {
+        let state = self.0.borrow();
+        state.asleep && state.agenda.is_empty()
+    }
+
+    /// Commands started and not yet reported.
+    pub fn in_flight(&self) -> usize {
+        self.0.borrow().running.len()
+    }
+
+    /// Commands started so far.
+    pub fn started(&self) -> u64 {
+        self.0.borrow().started
+    }
+
+    /// Fails command number `number` (counted by [`Sim::started`] from 0) with EIO, whatever it is.
+    pub fn fail_command(&self, number: u64) {
+        self.0.borrow_mut().fail_number = Some(number);
+    }
+
+    /// Fails with `errno`, from now on, each command that `applies` accepts and that touches these bytes of a device. A
+    /// transfer may do what lies before them first. A sync touches everything.
+    pub fn fail_range(&self, disk: DiskIx, bytes: Range<u64>, applies: fn(Kind) -> bool, errno: i32) {
+        self.0.borrow_mut().faults.push(Fault { disk, bytes, applies, errno });
+    }
+
+    /// Takes all orders of [`Sim::fail_range`] and [`Sim::fail_command`] back.
+    pub fn heal(&self) {
+        let mut state = self.0.borrow_mut();
+        state.faults.clear();
+        state.fail_number = None;
+    }
+
+    /// The failures made up since there were `since` of them.
+    pub fn failures(&self, since: usize) -> Vec<Failure> {
+        self.0.borrow().failures.get(since..).unwrap_or_default().to_vec()
+    }
+
+    /// How many failures were made up so far.
+    pub fn failure_count(&self) -> usize {
+        self.0.borrow().failures.len()
+    }
+
+    /// Shows what a read of the whole device would find now.
+    ///
+    /// # Panics
+    /// There is no such device; so too in the other methods that take one.
+    pub fn look<T>(&self, disk: DiskIx, f: impl FnOnce(&[u8]) -> T) -> T {
+        f(self.0.borrow().disks[disk].bytes())
+    }
+
+    /// Shows what is durable for certain: what is left if a crash loses all it may.
+    pub fn look_durable<T>(&self, disk: DiskIx, f: impl FnOnce(&[u8]) -> T) -> T {
+        f(self.0.borrow().disks[disk].durable())
+    }
+
+    /// Cuts a device short: what lies behind `len` bytes is gone.
+    pub fn truncate(&self, disk: DiskIx, len: u64) {
+        self.0.borrow_mut().disks[disk].truncate(len);
+    }
+
+    /// The power goes. Of what was written and not synced, each sector keeps any of the contents it had since it was
+    /// last durable; commands under way may have been done, done in part, or not. Afterwards nothing is under way, no
+    /// file and no watch is known, and the devices hold what they kept.
+    pub fn crash(&self) {
+        let mut state = self.0.borrow_mut();
+        let mut unfinished: Vec<u32> =
+            state.running.iter().filter(|(_, r)| r.result.is_none()).map(|(token, _)| *token).collect();
+        unfinished.sort_unstable();
+        for token in unfinished {
+            if state.rng.bool() {
+                state.take_effect(token);
+            }
+        }
+        let State { disks, rng, .. } = &mut *state;
+        disks.iter_mut().for_each(|disk| disk.crash(rng));
+        state.running.clear();
+        state.agenda.clear();
+        state.watches.clear();
+        state.files.clear();
+        state.asleep = false;
+    }
+}
+
+fn identity(file: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+impl State {
+    fn put(&mut self, latency: u64, item: Item) {
+        let delay = if latency == 0 { 0 } else { self.rng.u64(0..=latency) };
+        let chance = self.rng.u32(..);
+        self.items += 1;
+        self.agenda.insert((self.now + delay, chance, self.items), item);
+    }
+
+    fn latency(&self) -> u64 {
+        self.temper.latency.as_nanos() as u64
+    }
+
+    fn ring(&mut self, fd: RawFd) {
+        let mut rung: Vec<_> =
+            self.watches.iter().filter(|(_, w)| w.fd == fd).map(|(watch, w)| (*watch, w.generation)).collect();
+        rung.sort_unstable();
+        for (watch, generation) in rung {
+            self.put(self.latency() / 4, Item::Ready(watch, generation));
+        }
+    }
+
+    /// The agenda's first item, if it is due by now.
+    fn next_due(&mut self) -> Option<Item> {
+        let first = self.agenda.first_entry()?;
+        (first.key().0 <= self.now).then(|| first.remove())
+    }
+
+    fn happen(&mut self, item: Item, events: &mut Vec<Event>) {
+        match item {
+            Item::Effect(token) => {
+                self.take_effect(token);
+                self.put(self.latency(), Item::Report(token));
+            }
+            Item::Report(token) => {
+                let Some(Running { disk, at, len, number, result: Some(result), .. }) = self.running.remove(&token)
+                else {
+                    unreachable!("what is reported has been running and has taken effect");
+                };
+                self.reported += 1;
+                self.disks[disk].reported(at, len, number, self.reported);
+                events.push(Event::Done { token, result });
+            }
+            Item::Ready(watch, generation) => {
+                if self.watches.get(&watch).is_some_and(|w| w.generation == generation) {
+                    events.push(Event::Ready { watch });
+                }
+            }
+            Item::Unwatched(watch) => {
+                self.watches.remove(&watch);
+                events.push(Event::Unwatched { watch });
+            }
+        }
+    }
+
+    fn take_effect(&mut self, token: u32) {
+        let Some(mut command) = self.running.remove(&token) else { return };
+        command.result = Some(match self.refusal(&command) {
+            Some(errno) => -errno,
+            None => match self.failure(&command) {
+                Some(errno) => -errno,
+                None => self.perform(&command, command.len),
+            },
+        });
+        self.running.insert(token, command);
+    }
+
+    /// What the device will not do, or not now.
+    fn refusal(&mut self, command: &Running) -> Option<i32> {
+        let nature = self.disks[command.disk].nature;
+        let aligned = |n: u64, to: u32| n.is_multiple_of(u64::from(to));
+        let unit = nature.unit;
+        if !aligned(command.at, unit)
+            || !aligned(command.len, unit)
+            || command
+                .data
+                .iter()
+                .any(|s| !aligned(s.addr() as u64, nature.mem_align) || !aligned(s.len() as u64, unit))
+        {
+            return Some(libc::EINVAL);
+        }
+        let refused = match command.kind {
+            Kind::PunchHole => nature.no_punch,
+            Kind::ZeroRange => nature.no_zero,
+            Kind::BlockDiscard => nature.no_discard,
+            Kind::Read | Kind::Write { .. } | Kind::Sync => None,
+        };
+        if refused.is_some() {
+            return refused;
+        }
+        let again = self.rng.u8(0..100) < self.temper.again;
+        again.then(|| if self.rng.bool() { libc::EAGAIN } else { libc::EINTR })
+    }
+
+    /// A failure by order or by chance. A transfer that fails may have moved any part of its data.
+    fn failure(&mut self, command: &Running) -> Option<i32> {
+        let Running { disk, kind, at, len, number, .. } = *command;
+        let hit = self.faults.iter().find(|f| {
+            let touched = kind == Kind::Sync || (at < f.bytes.end && f.bytes.start < at + len);
+            f.disk == disk && (f.applies)(kind) && touched
+        });
+        let (errno, clean) = match hit {
+            Some(fault) => (fault.errno, fault.bytes.start.saturating_sub(at)),
+            None if self.fail_number == Some(number) || self.rng.u16(0..1000) < self.temper.fail => (libc::EIO, 0),
+            None => return None,
+        };
+        let transfer = matches!(kind, Kind::Read | Kind::Write { .. });
+        let unit = if transfer { self.disks[disk].nature.unit.into() } else { SECTOR as u64 };
+        if transfer && clean >= unit && self.rng.bool() {
+            // Short, up to where the fault is: what goes on there will fail.
+            return None;
+        }
+        self.failures.push(Failure { disk, kind, at, len });
+        let before_fault = if clean > 0 { clean } else { len };
+        if kind != Kind::Sync && before_fault >= unit && self.rng.bool() {
+            let part = self.rng.u64(1..=before_fault / unit) * unit;
+            self.perform(command, part);
+        }
+        Some(errno)
+    }
+
+    /// Does at most `most` bytes of a command, and may stop earlier if it is a transfer; returns its result.
+    fn perform(&mut self, command: &Running, most: u64) -> i32 {
+        let State { disks, rng, temper, faults, .. } = self;
+        let disk = &mut disks[command.disk];
+        let mut len = command.len.min(most);
+        if matches!(command.kind, Kind::Read | Kind::Write { .. }) {
+            let unit = u64::from(disk.nature.unit);
+            len = len.min(disk.len().saturating_sub(command.at));
+            if rng.u8(0..100) < temper.short && len > unit {
+                // Both ends are worth more than their share.
+                len = match rng.u8(0..4) {
+                    0 => unit,
+                    1 => len - unit,
+                    _ => rng.u64(1..=len / unit) * unit,
+                };
+            }
+            for fault in faults.iter().filter(|f| f.disk == command.disk && (f.applies)(command.kind)) {
+                if (command.at..command.at + len).contains(&fault.bytes.start) {
+                    len = (fault.bytes.start - command.at) / unit * unit;
+                }
+            }
+            if len == 0 && matches!(command.kind, Kind::Write { .. }) {
+                return -libc::ENOSPC;
+            }
+        }
+        disk.perform(command, len, rng);
+        match command.kind {
+            Kind::Read | Kind::Write { .. } => len as i32,
+            _ => 0,
+        }
+    }
+}
+
+impl Engine for Sim {
+    fn add_file(&mut self, file: BorrowedFd<'_>) -> io::Result<FileIx> {
+        let identity = identity(file)?;
+        let mut state = self.0.borrow_mut();
+        let Some(&disk) = state.by_identity.get(&identity) else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no simulated device was added for this file"));
+        };
+        state.files.push(Some(disk));
+        Ok(FileIx(state.files.len() as u32 - 1))
+    }
+
+    fn remove_file(&mut self, file: FileIx) {
+        let mut state = self.0.borrow_mut();
+        let busy = state.running.values().find(|r| r.file == file.0);
+        assert!(busy.is_none(), "{file:?} is removed during {:?}", busy.map(|r| r.kind));
+        assert!(state.files[file.0 as usize].take().is_some(), "{file:?} is removed twice");
+    }
+
+    fn start(&mut self, file: FileIx, command: Command<'_>, token: u32) {
+        let mut state = self.0.borrow_mut();
+        let Some(disk) = state.files.get(file.0 as usize).copied().flatten() else {
+            panic!("a command for {file:?}, which is not known");
+        };
+        let sum = |data: &[HostSlice]| data.iter().map(|s| s.len() as u64).sum();
+        let kept = |data: &[HostSlice]| data[..data.len().min(MAX_SLICES)].to_vec();
+        let (kind, at, len, data) = match command {
+            Command::Read { data, at } => (Kind::Read, at, sum(&kept(data)), kept(data)),
+            Command::Write { data, at, durable } => (Kind::Write { durable }, at, sum(&kept(data)), kept(data)),
+            Command::Sync => (Kind::Sync, 0, 0, Vec::new()),
+            Command::PunchHole { at, len } => (Kind::PunchHole, at, len, Vec::new()),
+            Command::ZeroRange { at, len } => (Kind::ZeroRange, at, len, Vec::new()),
+            Command::BlockDiscard { at, len } => (Kind::BlockDiscard, at, len, Vec::new()),
+        };
+        assert!(kind == Kind::Sync || len > 0, "an empty {kind:?} at {at}");
+        let (number, reports) = (state.started, state.reported);
+        let running = Running { file: file.0, disk, kind, data, at, len, number, reports, result: None };
+        assert!(state.running.insert(token, running).is_none(), "token {token} is used twice at a time");
+        state.started += 1;
+        let latency = state.latency();
+        state.put(latency, Item::Effect(token));
+    }
+
+    fn watch(&mut self, fd: RawFd, watch: u32) {
+        let mut state = self.0.borrow_mut();
+        state.items += 1;
+        let generation = state.items;
+        assert!(state.watches.insert(watch, Watch { fd, generation }).is_none(), "watch {watch} is used twice");
+    }
+
+    fn unwatch(&mut self, watch: u32) {
+        let mut state = self.0.borrow_mut();
+        assert!(state.watches.contains_key(&watch), "watch {watch} is not known");
+        let latency = state.latency();
+        state.put(latency, Item::Unwatched(watch));
+    }
+
+    /// With nothing to wait for it returns at once, and [`Sim::asleep`] says so.
+    fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+        #[cfg(test)]
+        pause::reached();
+        let mut state = self.0.borrow_mut();
+        let before = events.len();
+        state.now += TURN;
+        state.asleep = false;
+        loop {
+            while let Some(item) = state.next_due() {
+                state.happen(item, events);
+            }
+            if wait == Wait::No || events.len() > before {
+                return Ok(());
+            }
+            let Some(((due, ..), _)) = state.agenda.first_key_value() else {
+                state.asleep = true;
+                return Ok(());
+            };
+            state.now = *due;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

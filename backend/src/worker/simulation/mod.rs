@@ -1,0 +1,318 @@
+//! Simulation: drivers, rings, a worker and devices in one thread, and every choice follows from a seed.
+//!
+//! Random requests run over random tables while devices reorder, cut short, refuse, fail and forget. The drivers act
+//! between any two accesses of the worker to a ring. Held against a naive model: what each request gives back, the
+//! bytes of components and of guest memory, what is durable, that nobody sleeps while there is work, and that in the
+//! end everything is back in its place.
+//!
+//! A failing seed is printed. `DM_TEST_SEED` repeats one, `DM_TEST_OPS` sets the number of requests of a seed.
+
+mod driver;
+mod traffic;
+mod world;
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+
+use fastrand::Rng;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use super::Core;
+use super::ops::Ops;
+use super::poll::Poll;
+use super::queue::Setup;
+use crate::chain::Chain;
+use crate::guest::{Guest, SplitRing};
+use crate::sim::pause::OtherSide;
+use crate::sim::{Sim, Temper};
+use driver::{REGIONS, Side, places};
+use traffic::SERIAL;
+use world::World;
+
+/// Seeds of one run of the tests, and requests of one seed.
+const SEEDS: u64 = 2000;
+const REQUESTS: u32 = 40;
+/// Turns in which something must have gone on.
+const PATIENCE: u64 = 20_000;
+
+/// What seeds share: it is costly to make, and no seed depends on what another has left in it.
+#[derive(Clone)]
+struct Ground {
+    memory: Arc<GuestMemoryMmap<()>>,
+    guest: Arc<Guest>,
+    // Random bytes that contents are cut from.
+    pool: Rc<Vec<u8>>,
+    null: Rc<File>,
+}
+
+impl Ground {
+    fn new() -> Ground {
+        let regions: Vec<_> = REGIONS.iter().map(|&(at, len)| (GuestAddress(at), len)).collect();
+        let memory = Arc::new(GuestMemoryMmap::from_ranges(&regions).expect("guest memory"));
+        let guest = Arc::new(Guest::new(memory.clone()).expect("guest memory"));
+        let mut pool = vec![0; 1 << 16];
+        Rng::with_seed(1).fill(&mut pool);
+        let null = Rc::new(File::open("/dev/null").expect("/dev/null"));
+        Ground { memory, guest, pool: Rc::new(pool), null }
+    }
+}
+
+enum Place {
+    Running(u32),
+    Stopping(Receiver<u16>),
+    Stopped { next: u16, used: u16 },
+}
+
+struct Rig {
+    core: Core<Sim>,
+    sim: Sim,
+    chain: Arc<Chain>,
+    ground: Ground,
+    side: Rc<RefCell<Side>>,
+    places: Vec<Place>,
+    // A message has been sent to the worker: it has a turn even if its devices leave it asleep.
+    rung: bool,
+    rng: Rng,
+    _other_side: OtherSide,
+}
+
+/// Says on a failing test how to repeat it.
+struct Repeat(u64, Rc<RefCell<Side>>);
+
+impl Drop for Repeat {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed with DM_TEST_SEED={}", self.0);
+            if let Ok(side) = self.1.try_borrow() {
+                eprintln!("{}", side.world.text);
+            }
+        }
+    }
+}
+
+impl Rig {
+    fn new(seed: u64, ground: &Ground, temper: Option<Temper>) -> Rig {
+        let mut rng = Rng::with_seed(seed);
+        let sim = Sim::new(rng.u64(..), temper.unwrap_or_else(|| world::temper(&mut rng)));
+        let (world, chain) = World::new(&mut rng, &ground.pool, &sim);
+        let place_size = if world.large { 0x8_8000 } else { 0x1_a000 };
+        let mut side = Side {
+            rng: rng.fork(),
+            world,
+            sim: sim.clone(),
+            memory: ground.memory.clone(),
+            pool: ground.pool.clone(),
+            drivers: Vec::new(),
+            clock: 0,
+            left: number("DM_TEST_OPS").map_or(REQUESTS, |n| n as u32),
+            write_through: Arc::new(AtomicBool::new(rng.u8(..4) == 0)),
+            epoch: 0,
+            places: places(place_size),
+            place_size,
+        };
+        let queues = if rng.u8(..3) == 0 { rng.usize(2..=3) } else { 1 };
+        (0..queues).for_each(|_| side.add_driver());
+        let first = side.drivers.iter().map(|d| Place::Stopped { next: d.shown, used: d.shown }).collect();
+        let side = Rc::new(RefCell::new(side));
+        let other = side.clone();
+        let other_side = OtherSide::new(move || {
+            if let Ok(mut side) = other.try_borrow_mut() {
+                side.act();
+            }
+        });
+        let core = Core::new(sim.clone(), Ops::new().expect("bounce buffers"), Poll::fixed(false));
+        let chain = Arc::new(chain);
+        let ground = ground.clone();
+        let mut rig = Rig { core, sim, chain, ground, side, places: first, rung: false, rng, _other_side: other_side };
+        (0..queues).for_each(|q| rig.start(q));
+        rig
+    }
+
+    fn start(&mut self, q: usize) {
+        let Place::Stopped { next, used } = self.places[q] else { panic!("queue {q} runs") };
+        let (setup, published) = {
+            let mut side = self.side.borrow_mut();
+            let kick = self.ground.null.try_clone().expect("a descriptor");
+            let published = side.used_idx(q);
+            let write_through = side.write_through.clone();
+            let driver = &mut side.drivers[q];
+            driver.kick_fd = kick.as_raw_fd();
+            let ring =
+                SplitRing::new(&self.ground.guest, driver.size, driver.desc(), driver.avail(), driver.used_ring());
+            let call = driver.call.try_clone().expect("a descriptor");
+            let setup = Setup {
+                name: format!("disk.{q}"),
+                chain: self.chain.clone(),
+                serial: SERIAL,
+                guest: self.ground.guest.clone(),
+                ring: ring.expect("a ring in guest memory"),
+                base: next,
+                event_idx: driver.event_idx,
+                kick,
+                call: Some(call),
+                write_through,
+            };
+            (setup, published)
+        };
+        assert_eq!(used, published, "queue {q} gave back requests after it was stopped");
+        self.places[q] = Place::Running(self.core.start(setup).expect("a queue"));
+        self.rung = true;
+    }
+
+    fn stop(&mut self, q: usize) {
+        let Place::Running(index) = self.places[q] else { return };
+        let (answer, stopped) = channel();
+        self.core.stop(index, answer);
+        self.places[q] = Place::Stopping(stopped);
+    }
+
+    /// Takes the answers of queues that were stopped.
+    fn take_answers(&mut self) {
+        for (q, place) in self.places.iter_mut().enumerate() {
+            let Place::Stopping(stopped) = place else { continue };
+            let Ok(next) = stopped.try_recv() else { continue };
+            let mut side = self.side.borrow_mut();
+            side.drivers[q].kick_fd = -1;
+            let untaken = side.drivers[q].shown.wrapping_sub(next);
+            let used = side.used_idx(q);
+            // Whatever it took it gave back: the two indices have gone the same way.
+            assert_eq!(used, next, "queue {q} stopped with requests taken and not given back ({untaken} not taken)");
+            *place = Place::Stopped { next, used };
+        }
+    }
+
+    /// The worker's loop, without its thread; `false` when it sleeps and nothing will wake it.
+    fn turn(&mut self) -> bool {
+        if self.sim.asleep() && !std::mem::take(&mut self.rung) {
+            return false;
+        }
+        self.core.turn().expect("the simulated engine never fails");
+        self.core.finish_stops();
+        self.take_answers();
+        true
+    }
+
+    /// What happens from outside now and then.
+    fn meddle(&mut self) {
+        match self.rng.u16(..600) {
+            0..6 => {
+                let q = self.rng.usize(..self.places.len());
+                self.stop(q);
+            }
+            6..20 => {
+                let stopped = self.places.iter().position(|p| matches!(p, Place::Stopped { .. }));
+                stopped.into_iter().for_each(|q| self.start(q));
+            }
+            20..24 => {
+                let mut side = self.side.borrow_mut();
+                side.write_through.fetch_xor(true, Ordering::Relaxed);
+                side.epoch += 1;
+            }
+            // Looking for work without end, or never.
+            24..40 => self.core.poll = Poll::fixed(self.rng.bool()),
+            40..50 => self.sim.set_temper(world::temper(&mut self.rng)),
+            _ => {}
+        }
+    }
+
+    /// Runs until all requests are done, or for so many turns.
+    fn run(&mut self, most: u64) {
+        let mut progress = (0, 0);
+        for turn in 0..most {
+            self.meddle();
+            let ran = self.turn();
+            let mut side = self.side.borrow_mut();
+            if side.done() {
+                return;
+            }
+            if side.clock > progress.0 {
+                progress = (side.clock, turn);
+            }
+            assert!(turn - progress.1 < PATIENCE, "{} requests under way, and nothing goes on", side.under_way());
+            let queues = side.drivers.len();
+            if ran {
+                let q = side.rng.usize(..queues);
+                side.step(q, false);
+                continue;
+            }
+            // The worker sleeps: the drivers do what they can.
+            if (0..queues).filter(|q| side.step(*q, true)).count() > 0 {
+                continue;
+            }
+            let under_way = side.under_way();
+            drop(side);
+            match self.places.iter().position(|p| matches!(p, Place::Stopped { .. })) {
+                Some(q) => self.start(q),
+                None => panic!("worker and drivers sleep with {under_way} requests under way: a wake-up was lost"),
+            }
+        }
+    }
+
+    /// Everything is back in its place.
+    fn check_end(&mut self) {
+        for q in 0..self.places.len() {
+            self.stop(q);
+        }
+        for _ in 0..PATIENCE {
+            if self.places.iter().all(|p| matches!(p, Place::Stopped { .. })) {
+                break;
+            }
+            self.turn();
+        }
+        assert!(self.places.iter().all(|p| matches!(p, Place::Stopped { .. })), "a queue does not stop");
+        assert_eq!(self.sim.in_flight(), 0);
+        self.core.ops.check_idle();
+        let side = self.side.borrow();
+        side.world.check_now(&self.sim);
+    }
+
+    /// The power goes.
+    fn crash(&mut self) {
+        self.sim.crash();
+        let mut side = self.side.borrow_mut();
+        for number in 0..side.world.parts.len() {
+            self.sim.look(number, |image| side.world.check_durable(number, image));
+        }
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: expected a decimal number")))
+}
+
+fn seeds(base: u64, count: u64) -> std::ops::Range<u64> {
+    match number("DM_TEST_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => base..base + count,
+    }
+}
+
+#[test]
+fn requests_do_what_they_say_on_any_table_over_any_devices() {
+    let ground = Ground::new();
+    for seed in seeds(0, SEEDS) {
+        let mut rig = Rig::new(seed, &ground, None);
+        let _repeat = Repeat(seed, rig.side.clone());
+        rig.run(u64::MAX);
+        rig.check_end();
+        rig.crash();
+    }
+}
+
+#[test]
+fn a_crash_at_any_moment_keeps_what_was_promised() {
+    let ground = Ground::new();
+    for seed in seeds(1_000_000, SEEDS / 2) {
+        let mut rig = Rig::new(seed, &ground, None);
+        let _repeat = Repeat(seed, rig.side.clone());
+        let turns = rig.rng.u64(1..400);
+        rig.run(turns);
+        rig.crash();
+    }
+}
