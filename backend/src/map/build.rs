@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use dm_table::{DevRef, Diagnostic, Line, Source, Span, Table, Target};
 
+use super::index::Index;
 use super::stripe::{Leg, Striped};
 use super::{DevIx, LookupError, Lower, MAX_SEGMENTS, MAX_STRIPED_DEPTH, Map, Segment, Stacked, limits, overlap};
 
@@ -74,6 +75,7 @@ pub(super) fn build(
     }
     let map = Map {
         flush_set: flush_set(&flat.segments),
+        index: Index::new(&flat.starts, flat.end),
         starts: flat.starts.into(),
         segments: flat.segments.into(),
         end: flat.end,

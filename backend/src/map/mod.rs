@@ -17,6 +17,7 @@
 //! refusals are the kernel's own.
 
 mod build;
+mod index;
 mod limits;
 mod overlap;
 mod stripe;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use dm_table::{Diagnostic, Sectors, Source, Table};
 
 use crate::device;
+use index::Index;
 pub use limits::{Stacked, StackedDiscard};
 pub use overlap::{Shared, shared};
 use stripe::Striped;
@@ -122,6 +124,7 @@ pub struct Map {
     /// First sector of each segment; ascending, the first is 0. Apart from `segments` so that the search
     /// touches as little memory as possible.
     starts: Box<[u64]>,
+    index: Index,
     segments: Box<[Segment]>,
     /// Sectors of the disk: where the last segment ends.
     end: u64,

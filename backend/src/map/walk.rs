@@ -39,8 +39,7 @@ impl Map {
     /// The segment that holds sector `at`, which must be below the end.
     #[inline]
     pub(super) fn find(&self, at: u64) -> usize {
-        // `starts` begins with 0, so at least one entry is not above `at`.
-        self.starts.partition_point(|&start| start <= at) - 1
+        self.index.find(&self.starts, at)
     }
 
     /// Where segment `i` ends.

@@ -179,13 +179,10 @@ impl<E: Engine> Core<E> {
             place.queue.publish();
         }
         // With many operations under way the device sets the pace; to sleep until it has some done costs least.
-        let shallow = self.ops.under_way() <= SHALLOW;
-        let look = match busy {
-            true => shallow && self.poll.pays(),
-            false => shallow && self.poll.again(),
-        };
+        let deep = self.ops.under_way() > SHALLOW;
+        let look = if busy { self.poll.pays(deep) } else { self.poll.again(deep) };
         let sleep = !look && self.queues.iter_mut().flatten().all(|place| place.queue.fall_asleep());
-        let asleep_since = (sleep && shallow && self.poll.adapts()).then(Instant::now);
+        let asleep_since = (sleep && !deep && self.poll.adapts()).then(Instant::now);
 
         let mut events = std::mem::take(&mut self.events);
         let result = self.engine.turn(if sleep { Wait::Event } else { Wait::No }, &mut events);

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// The first window after a short sleep.
 const SMALLEST: Duration = Duration::from_micros(8);
+/// How long a worker looks that has many operations under way, before it sleeps until the device has some done: long
+/// enough for a driver to answer completions with new requests, which then need no kick and go down together.
+const BRIEF: Duration = Duration::from_micros(4);
 /// Looks between two looks at the clock.
 const LOOKS: u32 = 16;
 
@@ -69,10 +72,11 @@ impl Poll {
         }
     }
 
-    /// There was none: whether to look again rather than sleep.
+    /// There was none: whether to look again rather than sleep; with many operations under way (`deep`) only briefly.
     #[inline]
-    pub fn again(&mut self) -> bool {
-        if self.window.is_zero() {
+    pub fn again(&mut self, deep: bool) -> bool {
+        let window = if deep { self.most.min(BRIEF) } else { self.window };
+        if window.is_zero() {
             return false;
         }
         let Some(since) = self.since else {
@@ -85,7 +89,7 @@ impl Poll {
         };
         std::hint::spin_loop();
         self.looks += 1;
-        if !self.looks.is_multiple_of(LOOKS) || since.elapsed() < self.window {
+        if !self.looks.is_multiple_of(LOOKS) || since.elapsed() < window {
             return true;
         }
         self.found();
@@ -100,8 +104,8 @@ impl Poll {
 
     /// Whether looking pays at the moment.
     #[inline]
-    pub fn pays(&self) -> bool {
-        !self.window.is_zero()
+    pub fn pays(&self, deep: bool) -> bool {
+        !self.window.is_zero() || (deep && !self.most.is_zero())
     }
 
     /// The worker has slept so long.
@@ -146,7 +150,7 @@ mod tests {
     #[test]
     fn short_sleeps_make_it_look_and_long_ones_give_up() {
         let mut poll = poll(100 * US);
-        assert!(!poll.again(), "nothing says yet that looking pays");
+        assert!(!poll.again(false), "nothing says yet that looking pays");
         poll.slept(20 * US);
         assert_eq!(poll.window, 30 * US);
         poll.slept(20 * US);
@@ -159,14 +163,14 @@ mod tests {
             poll.slept(Duration::from_secs(1));
         }
         assert_eq!(poll.window, Duration::ZERO);
-        assert!(!poll.again());
+        assert!(!poll.again(false));
     }
 
     #[test]
     fn zero_never_looks() {
         let mut poll = poll(Duration::ZERO);
-        assert!(!poll.adapts() && !poll.pays());
-        assert!(!poll.again());
+        assert!(!poll.adapts() && !poll.pays(false) && !poll.pays(true));
+        assert!(!poll.again(false));
     }
 
     #[test]
@@ -174,7 +178,7 @@ mod tests {
         let mut poll = poll(1000 * US);
         poll.slept(600 * US);
         let start = Instant::now();
-        while poll.again() {}
+        while poll.again(false) {}
         assert!(start.elapsed() >= 900 * US);
         assert_eq!(poll.lookers.now.load(Ordering::Relaxed), 0);
     }
@@ -185,11 +189,11 @@ mod tests {
         let mut other = Poll::new(1000 * US, one.lookers);
         one.slept(900 * US);
         other.slept(900 * US);
-        assert!(one.again());
-        assert!(!other.again());
+        assert!(one.again(false));
+        assert!(!other.again(false));
         one.found();
-        assert!(other.again());
+        assert!(other.again(false));
         drop(other);
-        assert!(one.again());
+        assert!(one.again(false));
     }
 }
