@@ -299,6 +299,10 @@ impl Queue {
         let owner = Owner { queue: self.index, slot };
         for ix in self.chain.map.flush_set() {
             let Some(Some(device)) = self.devices.get(usize::from(ix.0)) else { continue };
+            if self.chain.mapping(*ix).is_some() {
+                // Memory is all the storage there is: fsync(2) does nothing on these file systems.
+                continue;
+            }
             let token = ops.draft(owner, Action::Flush, ix.0, *device, 0, 0).token();
             self.slots[slot as usize].pending += 1;
             ops.start(engine, token);
