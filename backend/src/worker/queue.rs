@@ -465,6 +465,14 @@ impl Queue {
     }
 }
 
+#[cfg(test)]
+impl Queue {
+    /// Whether the driver can see all that has been given back.
+    pub(crate) fn is_published(&self) -> bool {
+        !self.vring.unpublished()
+    }
+}
+
 fn forget(devices: &[Option<Device>], engine: &mut impl Engine) {
     let files: Vec<FileIx> = devices.iter().flatten().map(|d| d.file).collect();
     for file in files {

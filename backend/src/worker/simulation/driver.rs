@@ -44,7 +44,8 @@ enum Mood {
     Awake,
     /// Has asked to be told once so many more are used.
     Arming(u16),
-    Asleep,
+    /// Sleeps until it is told that so many more are used.
+    Asleep(u16),
 }
 
 /// A stretch of guest memory.
@@ -187,11 +188,28 @@ impl Side {
         self.used_idx(q).wrapping_sub(self.drivers[q].used)
     }
 
-    /// Some driver does something, perhaps.
+    /// Some driver does something, perhaps, or several things in a row: to look and then to sleep takes two.
     pub fn act(&mut self) {
-        if self.rng.u8(..4) == 0 {
-            let q = self.rng.usize(..self.drivers.len());
+        let steps = match self.rng.u8(..24) {
+            0 => 4,
+            1..6 => 1,
+            _ => return,
+        };
+        let q = self.rng.usize(..self.drivers.len());
+        for _ in 0..steps {
             self.step(q, false);
+        }
+    }
+
+    /// Holds the device to its word when it has had its turn: who asked to be told has been told.
+    pub fn check_told(&mut self) {
+        for q in 0..self.drivers.len() {
+            if let Mood::Asleep(most) = self.drivers[q].mood
+                && self.unseen(q) > most
+            {
+                assert!(self.drivers[q].told(), "queue {q} has used entries, and the driver that sleeps is not told");
+                self.wake(q);
+            }
         }
     }
 
@@ -212,7 +230,7 @@ impl Side {
             return true;
         }
         match self.drivers[q].mood {
-            Mood::Asleep => {
+            Mood::Asleep(_) => {
                 let woken = self.drivers[q].told();
                 if woken {
                     self.wake(q);
@@ -223,7 +241,7 @@ impl Side {
                 if self.unseen(q) > most {
                     self.wake(q);
                 } else {
-                    self.drivers[q].mood = Mood::Asleep;
+                    self.drivers[q].mood = Mood::Asleep(most);
                 }
                 true
             }

@@ -8,6 +8,7 @@
 //! A failing seed is printed. `DM_TEST_SEED` repeats one, `DM_TEST_OPS` sets the number of requests of a seed.
 
 mod driver;
+mod operations;
 mod traffic;
 mod world;
 
@@ -64,7 +65,8 @@ impl Ground {
 
 enum Place {
     Running(u32),
-    Stopping(Receiver<u16>),
+    // With the available index that the driver had published when it was stopped.
+    Stopping(Receiver<u16>, u16),
     Stopped { next: u16, used: u16 },
 }
 
@@ -168,20 +170,21 @@ impl Rig {
         let Place::Running(index) = self.places[q] else { return };
         let (answer, stopped) = channel();
         self.core.stop(index, answer);
-        self.places[q] = Place::Stopping(stopped);
+        self.places[q] = Place::Stopping(stopped, self.side.borrow().drivers[q].shown);
     }
 
     /// Takes the answers of queues that were stopped.
     fn take_answers(&mut self) {
         for (q, place) in self.places.iter_mut().enumerate() {
-            let Place::Stopping(stopped) = place else { continue };
+            let Place::Stopping(stopped, limit) = place else { continue };
             let Ok(next) = stopped.try_recv() else { continue };
             let mut side = self.side.borrow_mut();
             side.drivers[q].kick_fd = -1;
-            let untaken = side.drivers[q].shown.wrapping_sub(next);
             let used = side.used_idx(q);
             // Whatever it took it gave back: the two indices have gone the same way.
-            assert_eq!(used, next, "queue {q} stopped with requests taken and not given back ({untaken} not taken)");
+            assert_eq!(used, next, "queue {q} stopped with requests taken and not given back");
+            let ahead = limit.wrapping_sub(next);
+            assert!(ahead <= side.drivers[q].size, "queue {q} took requests that came after it was stopped");
             *place = Place::Stopped { next, used };
         }
     }
@@ -194,6 +197,13 @@ impl Rig {
         self.core.turn().expect("the simulated engine never fails");
         self.core.finish_stops();
         self.take_answers();
+        assert!(
+            self.core.queues.iter().flatten().all(|p| p.queue.is_published()),
+            "a turn ends with hidden used entries"
+        );
+        if self.rng.u8(..4) == 0 {
+            self.side.borrow_mut().check_told();
+        }
         true
     }
 
