@@ -26,7 +26,10 @@ steps=0 daemon='' loops=() work=''
 
 clean_up() {
     local loop
-    [ -z "$daemon" ] || kill -KILL "$daemon" 2>/dev/null || true
+    if [ -n "$daemon" ]; then
+        kill -KILL "$daemon" 2>/dev/null || true
+        wait "$daemon" 2>/dev/null || true
+    fi
     for loop in "${loops[@]}"; do
         # Partitions that partx has made keep a loop device from going.
         partx --delete "$loop" 2>/dev/null || true
@@ -154,7 +157,7 @@ step "Serve the disk"
 start_daemon
 
 step "Boot a virtual machine from it"
-boot_guest || die "QEMU failed or the guest hung"
+boot_guest || die "QEMU failed or the guest hung; what vhost-user-dm said: $(tail -n 20 "$work/daemon.log")"
 stop_daemon
 
 step "What happened"

@@ -45,7 +45,7 @@ for package in "${packages[@]}"; do
     file=${package}_${version//:/%3a}_amd64.deb
     if ! sha256sum --check --status <<<"$sum  $file" 2>/dev/null; then
         $cached_only && exit 1
-        apt-get -qq download "$package=$version" >&2
+        apt-get -qq -o APT::Sandbox::User="$(id -un)" download "$package=$version" >&2
         sha256sum --check --quiet <<<"$sum  $file" >&2 || die "$file is not what the archive's index says"
     fi
     files+=("$file")
