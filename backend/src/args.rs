@@ -68,7 +68,7 @@ pub struct Listen {
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<PathBuf>,
 
-    /// Serve every named device of a concise table file, each on DIR/NAME.sock
+    /// Serve every device of the table file, each on DIR/NAME.sock (a plain file's device has the file's name)
     #[arg(long, value_name = "DIR")]
     pub socket_dir: Option<PathBuf>,
 
@@ -141,7 +141,7 @@ pub struct Open {
 /// See [`Open::cache`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Cache {
-    /// O_DIRECT where file system and alignment allow it, else the page cache
+    /// O_DIRECT where file system and alignment allow it, else the page cache; files on tmpfs, ramfs and hugetlbfs are mapped
     Auto,
     /// O_DIRECT or nothing
     Direct,

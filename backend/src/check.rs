@@ -46,12 +46,18 @@ fn describe(text: &mut String, disk: &crate::disk::Disk) {
         },
         String::from_utf8_lossy(&disk.serial).trim_end_matches('\0'),
     );
-    let _ = writeln!(text, "  {} segments on {} components", chain.map.segments(), chain.map.flush_set().len());
+    let segments = count(chain.map.segments(), "segment");
+    let _ = writeln!(text, "  {segments} on {}", count(chain.map.flush_set().len(), "component"));
     for ix in chain.map.flush_set() {
         if let Some(component) = chain.components.get(usize::from(ix.0)) {
             let _ = writeln!(text, "    {}", component.describe());
         }
     }
+}
+
+/// A number of things: `1 segment`, `2 segments`.
+pub fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Bytes for people, in binary units.

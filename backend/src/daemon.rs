@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use vhost::vhost_user::Listener;
 
+use crate::check;
 use crate::disk::Disk;
 use crate::frontend::{Session, relay};
 use crate::limit::Limiter;
@@ -108,16 +109,15 @@ pub fn run(disks: Vec<(Disk, Place)>, pool: Pool, signals: &Signals) -> Result<(
 fn log_start(disk: &Disk, place: &str) {
     let chain = &disk.chain;
     log::info!(
-        "{}: serving {} sectors of {} bytes each ({}-byte blocks{}), {} segments on {} components, up to {} queues of {} \
-         entries, on {place}",
+        "{}: serving {} sectors of {} bytes each ({}-byte blocks{}), {} on {}, up to {} of {} entries, on {place}",
         disk.name,
         chain.len(),
         dm_table::SECTOR_SIZE,
         chain.map.limits().logical_block,
         if chain.read_only { ", read-only" } else { "" },
-        chain.map.segments(),
-        chain.components.len(),
-        disk.offer.num_queues,
+        check::count(chain.map.segments(), "segment"),
+        check::count(chain.map.flush_set().len(), "component"),
+        check::count(usize::from(disk.offer.num_queues), "queue"),
         disk.offer.queue_size,
     );
 }
