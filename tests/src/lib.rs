@@ -10,6 +10,7 @@ pub mod bench;
 pub mod blk;
 pub mod daemon;
 pub mod files;
+pub mod fuzz;
 pub mod mapping;
 pub mod memory;
 pub mod model;

@@ -154,7 +154,8 @@ impl Hostile {
             let inside = self.host(gpa).filter(|_| self.within_one(gpa, len));
             inside.is_some_and(|host| gpa.is_multiple_of(align) && host.is_multiple_of(align))
         };
-        let right = size.is_power_of_two() && good(desc, 16 * n, 16) && good(avail, 6 + 2 * n, 2) && good(used, 6 + 8 * n, 4);
+        let right =
+            size.is_power_of_two() && good(desc, 16 * n, 16) && good(avail, 6 + 2 * n, 2) && good(used, 6 + 8 * n, 4);
         let ring = SplitRing::new(&guest, size, desc, avail, used);
         assert_eq!(ring.is_ok(), right, "{:?} {:?}", self.at, ring.err());
         Some((guest, ring.ok()?))
@@ -245,7 +246,7 @@ impl Hostile {
     }
 
     /// Writes what fits into memory.
-    fn put(&self, at: u64, bytes: &[u8]) {
+    pub fn put(&self, at: u64, bytes: &[u8]) {
         let _ = self.memory.write(bytes, GuestAddress(at));
     }
 
@@ -261,12 +262,15 @@ impl Hostile {
     }
 
     fn within_one(&self, gpa: u64, len: u64) -> bool {
-        self.regions.iter().any(|&(start, size, _)| gpa >= start && u128::from(gpa) + u128::from(len) <= u128::from(start) + u128::from(size))
+        self.regions.iter().any(|&(start, size, _)| {
+            gpa >= start && u128::from(gpa) + u128::from(len) <= u128::from(start) + u128::from(size)
+        })
     }
 
     /// The host's address of a guest address.
     pub fn host(&self, gpa: u64) -> Option<u64> {
-        let region = self.regions.iter().find(|&&(start, size, _)| gpa.checked_sub(start).is_some_and(|off| off < size));
+        let region =
+            self.regions.iter().find(|&&(start, size, _)| gpa.checked_sub(start).is_some_and(|off| off < size));
         region.map(|&(start, _, host)| host + (gpa - start))
     }
 
@@ -373,20 +377,59 @@ impl Hostile {
         self.regions.iter().map(region).collect()
     }
 
-    /// Panics if memory differs from `before` anywhere but in the used ring and `allowed`.
-    pub fn assert_untouched(&self, before: &[Vec<u8>], allowed: &[Bytes64]) {
-        let used = (self.at.used, 6 + 8 * u64::from(self.at.size));
-        let allowed = |gpa: u64| {
-            let holds = |&(start, len): &Bytes64| gpa.wrapping_sub(start) < len;
-            holds(&used) || allowed.iter().any(holds)
-        };
-        for ((now, then), &(gpa, ..)) in self.snapshot().iter().zip(before).zip(&self.regions) {
+    /// Panics if memory differs from `before` anywhere but in the used ring and where `allowed` says.
+    pub fn assert_untouched(&self, before: &[Vec<u8>], allowed: &Marks) {
+        let used = self.used_ring();
+        for (region, (now, then)) in self.snapshot().iter().zip(before).enumerate() {
             if now == then {
                 continue;
             }
             for (i, _) in now.iter().zip(then).enumerate().filter(|(_, (now, then))| now != then) {
-                assert!(allowed(gpa + i as u64), "guest memory at {:#x} was written", gpa + i as u64);
+                let gpa = self.regions[region].0 + i as u64;
+                let may = allowed.0[region][i] || gpa.wrapping_sub(used.0) < used.1;
+                assert!(may, "guest memory at {gpa:#x} was written");
             }
         }
+    }
+
+    /// Where the used ring is.
+    pub fn used_ring(&self) -> Bytes64 {
+        (self.at.used, 6 + 8 * u64::from(self.at.size))
+    }
+
+    /// Marks for every byte of memory, none set.
+    pub fn marks(&self) -> Marks {
+        Marks(self.regions.iter().map(|&(_, len, _)| vec![false; len as usize]).collect())
+    }
+
+    /// Region and offset of a host address, if it is guest memory.
+    pub fn region_of(&self, host: u64) -> Option<(usize, usize)> {
+        let inside = |&(_, len, start): &(u64, u64, u64)| host.checked_sub(start).is_some_and(|off| off < len);
+        let index = self.regions.iter().position(inside)?;
+        Some((index, (host - self.regions[index].2) as usize))
+    }
+}
+
+/// A mark for every byte of guest memory, region by region.
+pub(super) struct Marks(Vec<Vec<bool>>);
+
+impl Marks {
+    /// Marks a range of guest memory.
+    pub fn set(&mut self, hostile: &Hostile, bytes: Bytes64) {
+        for (host, len) in hostile.on_host(bytes).into_iter().flatten() {
+            let (region, at) = hostile.region_of(host).expect("guest memory");
+            self.0[region][at..at + len as usize].fill(true);
+        }
+    }
+
+    /// Whether a byte at a guest address is marked.
+    pub fn has(&self, hostile: &Hostile, gpa: u64) -> bool {
+        let place = hostile.host(gpa).and_then(|host| hostile.region_of(host));
+        place.is_some_and(|(region, at)| self.0[region][at])
+    }
+
+    /// Whether all bytes from an offset of a region on are marked.
+    pub fn all(&self, (region, at): (usize, usize), len: usize) -> bool {
+        self.0[region].get(at..at + len).is_some_and(|marks| marks.iter().all(|&mark| mark))
     }
 }
