@@ -52,6 +52,8 @@ impl Lookers {
 pub struct Poll {
     lookers: &'static Lookers,
     most: Duration,
+    // See `BRIEF`.
+    brief: Duration,
     window: Duration,
     // Since when the worker has been looking in vain, while it is.
     since: Option<Instant>,
@@ -61,7 +63,7 @@ pub struct Poll {
 impl Poll {
     /// Looks at most for `most`; zero: never.
     pub fn new(most: Duration, lookers: &'static Lookers) -> Poll {
-        Poll { lookers, most, window: Duration::ZERO, since: None, looks: 0 }
+        Poll { lookers, most, brief: most.min(BRIEF), window: Duration::ZERO, since: None, looks: 0 }
     }
 
     /// There was work.
@@ -75,7 +77,7 @@ impl Poll {
     /// There was none: whether to look again rather than sleep; with many operations under way (`deep`) only briefly.
     #[inline]
     pub fn again(&mut self, deep: bool) -> bool {
-        let window = if deep { self.most.min(BRIEF) } else { self.window };
+        let window = if deep { self.brief } else { self.window };
         if window.is_zero() {
             return false;
         }
@@ -111,7 +113,7 @@ impl Poll {
     /// The worker has slept so long.
     pub fn slept(&mut self, time: Duration) {
         if time < self.most {
-            self.window = (self.window * 2).max(time + time / 2).clamp(SMALLEST, self.most);
+            self.window = (self.window * 2).max(time + time / 2).max(SMALLEST).min(self.most);
         } else {
             self.window /= 2;
             if self.window < SMALLEST {
@@ -129,11 +131,16 @@ impl Drop for Poll {
 
 #[cfg(test)]
 impl Poll {
-    /// Looks without end, or never, so that what a simulation does is not a matter of time.
-    pub(crate) fn fixed(looks: bool) -> Poll {
+    /// Looks never, a few times, or for ever: nothing that a simulation does may be a matter of time.
+    pub(crate) fn fixed(patience: u8) -> Poll {
         static LOOKERS: Lookers = Lookers { now: AtomicUsize::new(0), most: usize::MAX };
-        let window = if looks { Duration::from_secs(1 << 30) } else { Duration::ZERO };
-        Poll { lookers: &LOOKERS, most: window, window, since: None, looks: 0 }
+        let window = match patience {
+            0 => Duration::ZERO,
+            // Over by the first look at the clock, also in the next window.
+            1 => Duration::from_nanos(1),
+            _ => Duration::from_secs(1 << 30),
+        };
+        Poll { lookers: &LOOKERS, most: window, brief: window, window, since: None, looks: 0 }
     }
 }
 
@@ -164,6 +171,13 @@ mod tests {
         }
         assert_eq!(poll.window, Duration::ZERO);
         assert!(!poll.again(false));
+    }
+
+    #[test]
+    fn the_longest_window_may_be_shorter_than_the_first() {
+        let mut poll = poll(US);
+        poll.slept(US / 2);
+        assert_eq!(poll.window, US);
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl Rig {
                 side.act();
             }
         });
-        let core = Core::new(sim.clone(), Ops::new().expect("bounce buffers"), Poll::fixed(false));
+        let core = Core::new(sim.clone(), Ops::new().expect("bounce buffers"), Poll::fixed(0));
         let chain = Arc::new(chain);
         let ground = ground.clone();
         let mut rig = Rig { core, sim, chain, ground, side, places: first, rung: false, rng, _other_side: other_side };
@@ -223,8 +223,7 @@ impl Rig {
                 side.write_through.fetch_xor(true, Ordering::Relaxed);
                 side.epoch += 1;
             }
-            // Looking for work without end, or never.
-            24..40 => self.core.poll = Poll::fixed(self.rng.bool()),
+            24..40 => self.core.poll = Poll::fixed(self.rng.u8(..3)),
             40..50 => self.sim.set_temper(world::temper(&mut self.rng)),
             _ => {}
         }
