@@ -56,6 +56,18 @@ fn the_guest_sees_the_disk_that_the_table_describes() {
 }
 
 #[test]
+fn rings_may_be_as_large_as_qemu_makes_them() {
+    // A back end cannot tell QEMU how large a ring may be, and newer ones make them this large unasked.
+    let scratch = Scratch::new();
+    let pieces = mixed_disk(&scratch);
+    let daemon = serve(&scratch, &pieces, &[SERIAL]);
+    let mut vm = Setup::new(&scratch).disk(&scratch.socket("disk"), ",queue-size=1024").run_test("describe");
+    assert_eq!(vm.wait_for("sha256"), disk_sha256(&scratch, &pieces));
+    vm.finish();
+    daemon.stop();
+}
+
+#[test]
 fn a_read_only_disk_stays_as_it_is() {
     let scratch = Scratch::new();
     let pieces = mixed_disk(&scratch);
