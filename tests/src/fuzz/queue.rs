@@ -26,8 +26,8 @@ const DEVICES: [u64; 2] = [64, 128];
 const TABLE: &str = "0 16 linear d0 0
 16 32 striped 2 8 d0 16 d1 0
 48 8 zero
-56 8 error
-64 64 linear d1 16
+56 64 linear d1 16
+120 8 error
 ";
 /// Heads that are served of one input.
 const HEADS: u16 = 24;
