@@ -76,6 +76,8 @@ pub(super) struct Driver {
     next: u16,
     pub shown: u16,
     used: u16,
+    /// How far the used index is behind the available index when nothing is under way.
+    pub lost: u16,
     free: Vec<u16>,
     flights: HashMap<u16, Flight>,
     mood: Mood,
@@ -145,6 +147,8 @@ impl Side {
         let base = self.drivers.len() as u64 * 0x4000;
         let size = 1 << self.rng.u32(0..=5);
         let start = if self.rng.bool() { 0 } else { 65530 + self.rng.u16(..6) };
+        // A device that broke off has taken more than it gave back; the driver forgot about them.
+        let lost = if self.rng.bool() { 0 } else { self.rng.u16(..) };
         self.put(base, &[0; 0x2000]);
         let mut free: Vec<u16> = (0..size).collect();
         self.rng.shuffle(&mut free);
@@ -154,7 +158,8 @@ impl Side {
             base,
             next: start,
             shown: start,
-            used: start,
+            used: start.wrapping_sub(lost),
+            lost,
             free,
             flights: HashMap::new(),
             mood: Mood::Awake,
@@ -164,7 +169,7 @@ impl Side {
             burst: 0,
         };
         self.put(driver.avail() + 2, &start.to_le_bytes());
-        self.put(driver.used_ring() + 2, &start.to_le_bytes());
+        self.put(driver.used_ring() + 2, &driver.used.to_le_bytes());
         self.drivers.push(driver);
     }
 
@@ -263,7 +268,7 @@ impl Side {
     /// Asks to be told: of the next used entry, or when most are used.
     fn arm(&mut self, q: usize) -> bool {
         let driver = &self.drivers[q];
-        let shown = driver.shown.wrapping_sub(driver.used);
+        let shown = driver.shown.wrapping_sub(driver.used).wrapping_sub(driver.lost);
         if shown == 0 {
             return false;
         }

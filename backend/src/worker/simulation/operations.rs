@@ -84,6 +84,16 @@ fn a_device_that_says_again_for_ever_fails_in_the_end() {
 }
 
 #[test]
+fn patience_is_for_each_step_not_for_the_whole() {
+    let temper = Temper { again: 85, short: 100, ..Temper::default() };
+    for seed in 0..20 {
+        let mut bench = Bench::new(seed, temper, Nature::default());
+        (0..64).for_each(|slot| bench.start(slot, READ, 0, 1000 * SECTOR, 0, 4096));
+        assert!(bench.finish().iter().all(|(_, errno)| *errno == 0), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_device_that_has_shrunk_fails_what_lies_past_its_end() {
     for nature in [Nature::default(), DIRECT] {
         let mut bench = Bench::new(2, Temper::default(), nature);
