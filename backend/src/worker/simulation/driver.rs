@@ -116,6 +116,7 @@ pub(super) struct Side {
     pub pool: Rc<Vec<u8>>,
     pub drivers: Vec<Driver>,
     pub clock: u64,
+    pub kicks: u64,
     /// Requests still to be made.
     pub left: u32,
     pub write_through: Arc<AtomicBool>,
@@ -304,6 +305,7 @@ impl Side {
             self.get16(driver.used_ring()) & 1 == 0
         };
         if asked {
+            self.kicks += 1;
             self.sim.ring(driver.kick_fd);
         }
     }

@@ -79,6 +79,8 @@ struct Rig {
     places: Vec<Place>,
     // A message has been sent to the worker: it has a turn even if its devices leave it asleep.
     rung: bool,
+    // Whether anything happens from outside.
+    meddles: bool,
     rng: Rng,
     _other_side: OtherSide,
 }
@@ -111,6 +113,7 @@ impl Rig {
             pool: ground.pool.clone(),
             drivers: Vec::new(),
             clock: 0,
+            kicks: 0,
             left: number("DM_TEST_OPS").map_or(REQUESTS, |n| n as u32),
             write_through: Arc::new(AtomicBool::new(rng.u8(..4) == 0)),
             epoch: 0,
@@ -131,7 +134,18 @@ impl Rig {
         let core = Core::new(sim.clone(), Ops::new().expect("bounce buffers"), Poll::fixed(0));
         let chain = Arc::new(chain);
         let ground = ground.clone();
-        let mut rig = Rig { core, sim, chain, ground, side, places: first, rung: false, rng, _other_side: other_side };
+        let mut rig = Rig {
+            core,
+            sim,
+            chain,
+            ground,
+            side,
+            places: first,
+            rung: false,
+            meddles: true,
+            rng,
+            _other_side: other_side,
+        };
         (0..queues).for_each(|q| rig.start(q));
         rig
     }
@@ -211,6 +225,9 @@ impl Rig {
 
     /// What happens from outside now and then.
     fn meddle(&mut self) {
+        if !self.meddles {
+            return;
+        }
         match self.rng.u16(..600) {
             0..6 => {
                 let q = self.rng.usize(..self.places.len());
@@ -327,6 +344,25 @@ fn a_seed_tells_the_same_story_twice() {
     };
     for seed in 5000..5040 {
         assert_eq!(story(seed), story(seed), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_worker_that_looks_is_not_kicked_and_one_that_does_not_sleeps() {
+    let ground = Ground::new();
+    for seed in seeds(2_000_000, 50) {
+        let mut rig = Rig::new(seed, &ground);
+        let _repeat = Repeat(seed, rig.side.clone());
+        rig.meddles = false;
+        rig.core.poll = Poll::fixed(2);
+        rig.run(u64::MAX);
+        // The first requests come before the worker has looked at anything, and with EVENT_IDX a ring that was never
+        // asked for a kick still kicks once in 65,536.
+        let (kicks, queues) = (rig.side.borrow().kicks, rig.places.len() as u64);
+        assert!(kicks <= 4 * queues, "{kicks} kicks on {queues} queues");
+        rig.core.poll = Poll::fixed(0);
+        let turns = (0..PATIENCE).take_while(|_| rig.turn()).count();
+        assert!(turns < 1000, "an idle worker does not sleep");
     }
 }
 
