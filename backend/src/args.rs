@@ -101,7 +101,7 @@ pub struct Load {
     pub num_queues: u16,
 
     /// Largest ring a front end may set up, in entries: a power of two
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = ring_size)]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = ring_size)]
     pub queue_size: u16,
 
     /// Longest time in microseconds that a worker looks for more work before it sleeps; 0: never. It adapts below that:

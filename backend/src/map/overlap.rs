@@ -69,7 +69,7 @@ pub struct Shared {
     pub disks: (usize, usize),
 }
 
-/// What several disks reach in common, at most [`MOST_WARNINGS`] ranges of it.
+/// What several disks reach in common, a few ranges of it.
 pub fn shared(maps: &[&Map]) -> Vec<Shared> {
     let mut reach = Vec::new();
     for (disk, map) in maps.iter().enumerate() {

@@ -254,7 +254,7 @@ fn more_regions_than_there_are_slots_are_refused() {
 
 #[test]
 fn rings_of_impossible_size_place_or_number_are_refused() {
-    let mut victim = Victim::new(&[]);
+    let mut victim = Victim::new(&["--queue-size=256"]);
     for size in [0, 3, 100, 512, 2048, 32768, 65535, 65536, u32::MAX] {
         let mut vmm = victim.vmm(&Setup::default());
         vmm.stop_ring(0).expect("stop");
