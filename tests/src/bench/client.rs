@@ -15,7 +15,7 @@ use crate::ring::{Desc, F_NEXT, F_WRITE, Ring};
 use crate::vmm::{Setup, Vmm};
 
 /// What is asked for, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 #[allow(missing_docs)]
 pub enum Pattern {
     Randread,
@@ -25,7 +25,8 @@ pub enum Pattern {
 }
 
 impl Pattern {
-    fn writes(self) -> bool {
+    /// Whether it writes.
+    pub fn writes(self) -> bool {
         matches!(self, Pattern::Randwrite | Pattern::Seqwrite)
     }
 
@@ -45,7 +46,7 @@ impl Pattern {
 }
 
 /// How the client learns of completions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Mode {
     /// Watches the used ring without pause.
     Poll,
@@ -79,7 +80,7 @@ pub struct Job {
 }
 
 /// What came out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
     /// Requests a second.
     pub iops: f64,
@@ -116,8 +117,20 @@ struct Client {
     histogram: Histogram,
 }
 
-/// Runs one job over a connected socket.
+/// A front end that has nothing in flight any more and stays connected, its ring running, until dropped.
+#[derive(Debug)]
+pub struct Idle {
+    _vmm: Vmm,
+    _ring: Ring,
+}
+
+/// Runs one job over a connected socket, and hangs up.
 pub fn run(stream: UnixStream, job: &Job) -> io::Result<Sample> {
+    run_and_stay(stream, job).map(|(sample, _)| sample)
+}
+
+/// Runs one job over a connected socket, and stays connected.
+pub fn run_and_stay(stream: UnixStream, job: &Job) -> io::Result<(Sample, Idle)> {
     let queue_size = (CHAIN * job.depth).next_power_of_two().clamp(128, 1024);
     let setup = Setup {
         queue_size: queue_size as u16,
@@ -149,10 +162,8 @@ pub fn run(stream: UnixStream, job: &Job) -> io::Result<Sample> {
     for (number, arena) in queue.arenas.iter().enumerate() {
         client.lay_out(&vmm, number, arena.gpa, job.block);
     }
-    let sample = client.measure(job);
-    // Outlives the rings' use of it.
-    drop(vmm);
-    sample
+    let sample = client.measure(job)?;
+    Ok((sample, Idle { _vmm: vmm, _ring: client.ring }))
 }
 
 impl Client {
@@ -232,7 +243,7 @@ impl Client {
         }
     }
 
-    fn measure(mut self, job: &Job) -> io::Result<Sample> {
+    fn measure(&mut self, job: &Job) -> io::Result<Sample> {
         let begin = Instant::now();
         for number in 0..job.depth {
             self.push(number, begin);

@@ -1,271 +1,391 @@
 //! Two back ends in turn on the same file, round after round, and what became of the ratio.
 
-use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use tempfile::TempDir;
-
-use super::client::{Job, Sample, run};
+use super::client::{Job, Mode, Pattern, Sample, run};
 use super::cpu::pin;
-use super::rows::{Backing, Rival, Row};
-use crate::daemon::{Daemon, flag, qemu_storage_daemon};
+use super::ground::{Ground, Server, connect};
+use super::limit::{self, Limit};
+use super::process;
+use super::report::{self, Beside};
+use super::rival::Setting;
+use super::rows::{Backing, Bar, Rival, Row, Selection, Shape};
+use super::save::{Saved, Writer};
+use super::stats::{Round, Summary};
+use crate::daemon::Daemon;
+
+/// The second side.
+#[derive(Clone, Debug)]
+pub enum Other {
+    /// What each row names: qemu-storage-daemon, or ours otherwise set up.
+    OfRow,
+    /// Another build of ours, set up as the first.
+    Build(PathBuf),
+    /// What ours did in an earlier run.
+    Saved(Saved),
+}
 
 /// How to compare.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Our binary.
     pub ours: PathBuf,
+    /// What to compare it with.
+    pub other: Other,
     /// Directory on a disk, for the O_DIRECT rows.
     pub disk: PathBuf,
     /// Directory in memory.
     pub memory: PathBuf,
     /// Bytes of each file.
     pub file_bytes: u64,
-    /// Rounds, each with both sides.
+    /// Rounds, each with both sides; more for rows in event mode.
     pub rounds: usize,
-    /// Seconds that each side of a round counts.
+    /// Time that each side of a round counts.
     pub time: Duration,
-    /// qemu-storage-daemon's `aio=`.
-    pub aio: String,
+    /// Time that idle disks are watched.
+    pub idle: Duration,
     /// CPU of the back end and of the client.
     pub cpus: (usize, usize),
     /// First seed.
     pub seed: u64,
     /// Further arguments for our binary.
     pub ours_args: Vec<String>,
+    /// Where to write our own side.
+    pub save: Option<PathBuf>,
+    /// Lines for the heading.
+    pub notes: Vec<String>,
 }
 
-/// The files, filled so that no row reads a hole.
-struct Files {
-    memory: TempDir,
-    disk: TempDir,
-}
+/// A side of a round starts, warms up for this share of the time that counts, and ends.
+const WARM_UP: u32 = 10;
+/// Attempts of each setting of qemu-storage-daemon, of which the best counts.
+const ATTEMPTS: u64 = 2;
+/// A trial takes this share of the time of a round.
+const TRIAL: u32 = 4;
+/// No sweep takes that long.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Guess of what it takes to start and end both sides, for the announced duration.
+const AROUND: Duration = Duration::from_millis(250);
+/// And of how fast a sweep is.
+const SWEEP_BYTES_PER_SECOND: f64 = 2e9;
 
-const NAME: &str = "disk";
-/// Lines of the long table.
-const LINES: u64 = 1000;
-
-impl Files {
-    fn make(options: &Options, rows: &[Row]) -> io::Result<Self> {
-        let dir = |parent| tempfile::Builder::new().prefix("dm-bench-").tempdir_in(parent);
-        let files = Files { memory: dir(&options.memory)?, disk: dir(&options.disk)? };
-        for backing in [Backing::Tmpfs, Backing::Direct] {
-            if rows.iter().any(|row| row.backing == backing) {
-                fill(&files.path(backing), options.file_bytes)?;
-            }
-        }
-        Ok(files)
-    }
-
-    fn path(&self, backing: Backing) -> PathBuf {
-        match backing {
-            Backing::Direct => self.disk.path().join(NAME),
-            Backing::Tmpfs | Backing::Zero => self.memory.path().join(NAME),
-        }
-    }
-}
-
-fn fill(path: &Path, bytes: u64) -> io::Result<()> {
-    let mut rng = fastrand::Rng::with_seed(1);
-    let mut block = vec![0; 1 << 20];
-    let mut file = File::create(path)?;
-    for _ in 0..bytes / block.len() as u64 {
-        rng.fill(&mut block);
-        file.write_all(&block)?;
-    }
-    file.sync_all()
-}
-
-/// A table of so many lines over the file, in an order that no line continues the one before.
-fn table(row: &Row, lines: u64, file: &Path, bytes: u64) -> String {
-    let each = bytes / 512 / lines;
-    let line = |i: u64| {
-        // 7 and the number of lines have no common divisor, so this visits every part of the file once.
-        let from = i * 7 % lines * each;
-        match row.backing {
-            Backing::Zero => format!("{} {each} zero\n", i * each),
-            Backing::Tmpfs | Backing::Direct => {
-                format!("{} {each} linear {} {from}\n", i * each, file.display())
-            }
-        }
-    };
-    (0..lines).map(line).collect()
+/// How one side is run.
+#[derive(Clone, Copy)]
+struct Run {
+    event_idx: bool,
+    seed: u64,
+    time: Duration,
+    sweep: bool,
 }
 
 struct Bench<'a> {
     options: &'a Options,
-    files: Files,
-    sockets: TempDir,
+    ground: Ground,
+    fio: bool,
+    /// Found already, by rows that are the same for the rival or for fio.
+    settings: Vec<(Row, Setting)>,
+    limits: Vec<(Row, Option<Limit>)>,
 }
 
 impl Bench<'_> {
-    /// The command that serves one side of a row.
-    fn command(&self, row: &Row, first: bool, socket: &Path) -> io::Result<Command> {
-        let file = self.files.path(row.backing);
-        let direct = row.backing == Backing::Direct;
-        if !first && row.rival == Rival::QemuStorageDaemon {
-            return Ok(if row.backing == Backing::Zero {
-                null_co(socket, self.options.file_bytes)
-            } else {
-                qemu_storage_daemon(&file, socket, &self.options.aio, direct)
-            });
-        }
-        let lines = if first && row.rival == Rival::OneLine { LINES } else { 1 };
-        let text = table(row, lines, &file, self.options.file_bytes);
-        let table = self.sockets.path().join("table");
-        fs::write(&table, text)?;
-        let mut command = Command::new(&self.options.ours);
-        command
-            .args([flag("--socket-path", socket), flag("--table", &table)])
-            .arg("--queue-size=1024")
-            .args(direct.then_some("--cache=direct"))
-            .args(&self.options.ours_args);
-        Ok(command)
-    }
-
     /// Starts one side, measures it, ends it.
-    fn side(&self, row: &Row, first: bool, seed: u64) -> io::Result<Sample> {
-        let socket = self.sockets.path().join(if first { "a" } else { "b" });
-        // A new process inherits the CPU of the thread that starts it.
-        pin(self.options.cpus.0)?;
-        let mut daemon = Daemon::spawn(self.command(row, first, &socket)?);
-        pin(self.options.cpus.1)?;
-        let stream = daemon.connect(&socket);
+    fn side(&self, row: &Row, server: Server<'_>, run_as: Run) -> io::Result<Sample> {
+        let Run { event_idx, seed, time, sweep } = run_as;
+        let ours = matches!(server, Server::Ours { .. });
+        let socket = self.ground.scratch(if ours { "ours.sock" } else { "theirs.sock" });
+        let (mut daemon, mut stream) = self.ground.serve(server, row.backing, &socket)?;
         let job = Job {
             pattern: row.pattern,
             block: row.block,
             depth: row.depth,
             mode: row.mode,
-            warm_up: self.options.time / 5,
-            time: self.options.time,
+            warm_up: time / WARM_UP,
+            time,
             operations: 0,
             seed,
             pid: Some(daemon.pid()),
-            event_idx: true,
+            event_idx,
         };
-        let sample =
-            run(stream, &job).map_err(|e| io::Error::other(format!("{}: {e}\n{}", row.name(), daemon.log())))?;
-        daemon.signal(rustix::process::Signal::TERM);
-        daemon.wait(Duration::from_secs(10));
-        // qemu-storage-daemon leaves it behind.
-        let _ = fs::remove_file(&socket);
+        let failed = |daemon: &Daemon, e| io::Error::other(format!("{e}\n{}", daemon.log()));
+        if sweep && row.backing == Backing::Tmpfs {
+            self.sweep(stream, &job).map_err(|e| failed(&daemon, e))?;
+            stream = connect(&mut daemon, &socket)?;
+        }
+        let sample = run(stream, &job).map_err(|e| failed(&daemon, e))?;
+        self.ground.end(daemon, &socket);
         Ok(sample)
+    }
+
+    /// Reads the whole disk once, since a file that is mapped is slower where it was never touched.
+    fn sweep(&self, stream: UnixStream, job: &Job) -> io::Result<()> {
+        let block = 128 << 10;
+        let operations = self.options.file_bytes / block as u64;
+        let all = Job { pattern: Pattern::Seqread, block, depth: 8, mode: Mode::Poll, operations, ..*job };
+        run(stream, &Job { warm_up: Duration::ZERO, time: SWEEP, ..all }).map(drop)
+    }
+
+    fn ours(&self, shape: Shape) -> Server<'_> {
+        Server::Ours { binary: &self.options.ours, shape }
+    }
+
+    /// qemu-storage-daemon's best setting for a row, by short trials in turn.
+    fn setting(&mut self, row: &Row) -> io::Result<Setting> {
+        // It serves one plain file whatever the shape of our disk.
+        let key = Row { shape: Shape::Lines(1), ..*row };
+        if let Some((_, known)) = self.settings.iter().find(|(row, _)| *row == key) {
+            return Ok(*known);
+        }
+        let mut tried: Vec<(Setting, f64)> = Vec::new();
+        let mut last_error = io::Error::other("no setting was tried");
+        let mut try_all = |tried: &mut Vec<(Setting, f64)>, settings: &[Setting]| {
+            for attempt in 0..ATTEMPTS {
+                for &setting in settings {
+                    let seed = self.options.seed ^ (1 << 60) ^ attempt;
+                    let run_as = Run { event_idx: true, seed, time: self.options.time / TRIAL, sweep: false };
+                    match self.side(row, Server::Theirs(setting), run_as) {
+                        Err(error) => last_error = error,
+                        Ok(sample) => match tried.iter_mut().find(|(tried, _)| *tried == setting) {
+                            Some((_, best)) => *best = best.max(sample.iops),
+                            None => tried.push((setting, sample.iops)),
+                        },
+                    }
+                }
+            }
+        };
+        try_all(&mut tried, &Setting::candidates(row.backing));
+        if let Some(best) = Setting::best(&tried) {
+            try_all(&mut tried, &[best.with_long_poll()]);
+        }
+        let best = Setting::best(&tried).ok_or(last_error)?;
+        self.settings.push((key, best));
+        Ok(best)
+    }
+
+    /// fio's best on the file of a row.
+    fn limit(&mut self, row: &Row) -> io::Result<Option<Limit>> {
+        if !self.fio || row.backing == Backing::Zero {
+            return Ok(None);
+        }
+        let key = Row { shape: Shape::Lines(1), mode: Mode::Poll, ..*row };
+        if let Some((_, known)) = self.limits.iter().find(|(row, _)| *row == key) {
+            return Ok(*known);
+        }
+        pin(self.options.cpus.0)?;
+        let found = limit::best(row, &self.ground.file(row.backing), self.options.time / 2);
+        pin(self.options.cpus.1)?;
+        let found = found?;
+        self.limits.push((key, found));
+        Ok(found)
+    }
+
+    /// All rounds of a row; and, against qemu-storage-daemon, what it was measured with.
+    fn row(&mut self, row: &Row) -> io::Result<(Vec<Round>, Option<Beside>)> {
+        let mut beside = None;
+        let mut setting = None;
+        if let (Other::OfRow, Rival::QemuStorageDaemon) = (&self.options.other, row.rival) {
+            let best = self.setting(row)?;
+            setting = Some(best);
+            beside = Some(Beside { setting: best.to_string(), limit: self.limit(row)? });
+        }
+        let (theirs, event_idx) = match (&self.options.other, row.rival, setting) {
+            (Other::OfRow, Rival::Ours { shape, event_idx }, _) => (Some(self.ours(shape)), event_idx),
+            (Other::OfRow, _, setting) => (setting.map(Server::Theirs), true),
+            (Other::Build(binary), ..) => (Some(Server::Ours { binary, shape: row.shape }), true),
+            (Other::Saved(_), ..) => (None, true),
+        };
+        let mut pairs = Vec::new();
+        for round in 0..row.rounds(self.options.rounds) {
+            // Both sides of a round read the same places; no two rounds do.
+            let seed = self.options.seed + round as u64;
+            let run_as = Run { event_idx: true, seed, time: self.options.time, sweep: true };
+            let ours = self.side(row, self.ours(row.shape), run_as)?;
+            let theirs = match (theirs, &self.options.other) {
+                (Some(server), _) => self.side(row, server, Run { event_idx, ..run_as })?,
+                (None, Other::Saved(saved)) => saved_round(saved, row, round)?,
+                (None, _) => return Err(io::Error::other("there is no second side")),
+            };
+            pairs.push((ours, theirs));
+        }
+        Ok((pairs, beside))
     }
 }
 
-fn null_co(socket: &Path, bytes: u64) -> Command {
-    let mut command = Command::new("qemu-storage-daemon");
-    command
-        .arg("--blockdev")
-        .arg(format!("driver=null-co,node-name=disk,size={bytes},read-zeroes=on"))
-        .args(["--object", "iothread,id=io0", "--export"])
-        .arg(format!(
-            "type=vhost-user-blk,id=e,addr.type=unix,addr.path={},node-name=disk,writable=on,iothread=io0,num-queues=1",
-            socket.display()
-        ));
-    command
+/// A round of a saved run; begins again where that had fewer rounds.
+fn saved_round(saved: &Saved, row: &Row, round: usize) -> io::Result<Sample> {
+    let rounds = saved.rows.get(&row.name()).filter(|rounds| !rounds.is_empty());
+    let rounds = rounds.ok_or_else(|| io::Error::other("not in the saved run"))?;
+    Ok(rounds[round % rounds.len()])
 }
 
-/// Runs the rows and prints each as soon as it is done.
-pub fn compare(options: &Options, rows: &[Row], out: &mut dyn Write) -> io::Result<()> {
-    let bench = Bench { options, files: Files::make(options, rows)?, sockets: tempfile::tempdir()? };
-    print_settings(options, out)?;
-    writeln!(
-        out,
-        "{:<48} {:>9} {:>7} {:>7} {:>7}  {:>9} {:>7} {:>7} {:>7}  {:>6} {:>13} {:>8}",
-        "row", "ours", "p50", "p99", "CPU/IO", "theirs", "p50", "p99", "CPU/IO", "ratio", "spread", "CPU rat."
-    )?;
-    writeln!(
-        out,
-        "{:<48} {:>9} {:>7} {:>7} {:>7}  {:>9} {:>7} {:>7} {:>7}",
-        "", "kIOPS", "us", "us", "us", "kIOPS", "us", "us", "us"
-    )?;
-    for row in rows {
-        let mut pairs = Vec::with_capacity(options.rounds);
-        for round in 0..options.rounds {
-            // Both sides of a round read the same places; no two rounds do.
-            let seed = options.seed + round as u64;
-            let ours = bench.side(row, true, seed)?;
-            let theirs = bench.side(row, false, seed)?;
-            pairs.push((ours, theirs));
+/// Measures what was selected and prints each row as soon as it is done.
+pub fn compare(options: &Options, selection: &Selection, out: &mut dyn Write) -> io::Result<()> {
+    let heading = heading(options, selection);
+    for line in &heading {
+        writeln!(out, "- {line}")?;
+    }
+    if let Some(warning) = report::busy() {
+        writeln!(out, "\n{warning}")?;
+    }
+    let fio = limit::have_fio();
+    if !fio && matches!(options.other, Other::OfRow) {
+        writeln!(out, "\nfio is missing (ci/setup.sh installs it): no physical limits are shown.")?;
+    }
+    let mut saved = options.save.as_deref().map(|path| Writer::create(path, &heading)).transpose()?;
+    let directories = (options.memory.as_path(), options.disk.as_path());
+    let ground = Ground::make(directories, options.file_bytes, options.cpus, &options.ours_args, &selection.rows)?;
+    let mut bench = Bench { options, ground, fio, settings: Vec::new(), limits: Vec::new() };
+    let mut tally = Tally::default();
+    let (plain, costs): (Vec<Row>, Vec<Row>) =
+        selection.rows.iter().partition(|row| row.rival == Rival::QemuStorageDaemon);
+    match &options.other {
+        Other::OfRow => {
+            let head = report::rows_head("ours", "q-s-d", true);
+            table(&mut bench, &plain, "Against qemu-storage-daemon", &head, &mut saved, &mut tally, out)?;
+            let head = report::rows_head("with", "without", false);
+            table(&mut bench, &costs, "What features cost", &head, &mut saved, &mut tally, out)?;
         }
-        print_row(row, &pairs, out)?;
+        Other::Build(_) | Other::Saved(_) => {
+            let head = report::rows_head("this", "other", false);
+            table(&mut bench, &selection.rows, "Against another build", &head, &mut saved, &mut tally, out)?;
+        }
+    }
+    tally.print(out)?;
+    if selection.process {
+        let time = (options.time, options.idle);
+        process::report(&bench.ground, &options.ours, time, out)?;
+        if let Other::Build(binary) = &options.other {
+            writeln!(out, "\nThe same for {}:", binary.display())?;
+            process::report(&bench.ground, binary, time, out)?;
+        }
+    }
+    tally.result()
+}
+
+/// How the rows fared.
+#[derive(Default)]
+struct Tally {
+    reached: usize,
+    missed: Vec<String>,
+    failed: Vec<String>,
+}
+
+impl Tally {
+    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        if self.reached + self.missed.len() > 0 {
+            writeln!(out, "\n{} rows reach their bar, {} do not.", self.reached, self.missed.len())?;
+        }
+        self.missed.iter().try_for_each(|name| writeln!(out, "- missed: {name}"))
+    }
+
+    fn result(self) -> io::Result<()> {
+        match self.failed.len() {
+            0 => Ok(()),
+            n => Err(io::Error::other(format!("{n} rows failed: {}", self.failed.join("; ")))),
+        }
+    }
+}
+
+fn table(
+    bench: &mut Bench<'_>,
+    rows: &[Row],
+    title: &str,
+    head: &str,
+    saved: &mut Option<Writer>,
+    tally: &mut Tally,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n### {title}\n\n{head}")?;
+    for row in rows {
+        let name = row.name();
+        // One bad row must not cost the hour of the others.
+        match bench.row(row) {
+            Err(error) => {
+                let failure = report::failure(&name, &error);
+                writeln!(out, "{}", report::line(&[name.clone(), failure]))?;
+                tally.failed.push(name);
+            }
+            Ok((pairs, beside)) => {
+                let summary = Summary::of(&pairs);
+                let bar = if matches!(bench.options.other, Other::OfRow) { row.bar() } else { Bar::default() };
+                match report::reaches(&summary, bar) {
+                    Some(true) => tally.reached += 1,
+                    Some(false) => tally.missed.push(name.clone()),
+                    None => {}
+                }
+                writeln!(out, "{}", report::row(row, &summary, bar, beside.as_ref()))?;
+                if let Some(writer) = saved {
+                    writer.row(&name, pairs.iter().map(|(ours, _)| *ours))?;
+                }
+            }
+        }
+        out.flush()?;
     }
     Ok(())
 }
 
-fn print_settings(options: &Options, out: &mut dyn Write) -> io::Result<()> {
-    let version = |command: &mut Command| {
-        let output = command.arg("--version").output();
-        let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
-        text.unwrap_or_default().lines().next().unwrap_or("?").to_owned()
-    };
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0.0);
-    if load > 0.7 {
-        writeln!(out, "WARNING: the machine is busy (load {load}): expect noise, and look at the spread\n")?;
+fn heading(options: &Options, selection: &Selection) -> Vec<String> {
+    let mut lines = report::machine();
+    lines.push(format!("ours: {}, {}", report::version(&options.ours), options.ours.display()));
+    match &options.other {
+        Other::OfRow => lines.push(format!(
+            "q-s-d: {}; one queue, one iothread, for each row its best of several settings by short trials; \
+             zero: null-co with read-zeroes; it has no striping, so beside striped disks it serves one plain file",
+            report::version(Path::new("qemu-storage-daemon"))
+        )),
+        Other::Build(binary) => {
+            lines.push(format!("other: {}, {}", report::version(binary), binary.display()));
+        }
+        Other::Saved(saved) => {
+            lines.push(format!("other: a saved run, not interleaved ({})", saved.heading.join("; ")));
+        }
     }
-    writeln!(out, "ours:   {}", version(&mut Command::new(&options.ours)))?;
-    writeln!(
-        out,
-        "theirs: {}, aio={}, an iothread, cache.direct as the row says, 1 queue; zero: null-co, read-zeroes",
-        version(&mut Command::new("qemu-storage-daemon")),
-        options.aio
-    )?;
-    writeln!(
-        out,
-        "linux {}, back end on CPU {}, client on CPU {} (io_uring's kernel workers choose their own)",
-        kernel.trim(),
-        options.cpus.0,
-        options.cpus.1
-    )?;
-    writeln!(
-        out,
-        "{} rounds A B, {:?} each after a fifth of that to warm up, files of {} MiB, medians; the ratio is ours/theirs of a round\n",
+    lines.push(format!(
+        "back end on CPU {}, client on CPU {} (io_uring's kernel workers choose their own)",
+        options.cpus.0, options.cpus.1
+    ));
+    lines.push(format!(
+        "rounds of both sides in turn: {}, {} where the client waits for interrupts; {:?} each after a {WARM_UP}th of \
+         that to warm up (tmpfs: before it one read of the whole disk); files of {} MiB; medians; ratios are \
+         ours/theirs of a round; one queue; fio on the back \
+         end's CPU",
         options.rounds,
+        2 * options.rounds + 1,
         options.time,
         options.file_bytes >> 20
-    )
+    ));
+    lines.extend(options.notes.iter().cloned());
+    let minutes = estimate(options, selection).as_secs_f64() / 60.0;
+    lines.push(format!("{} rows, about {:.0} minutes", selection.rows.len(), minutes.ceil()));
+    lines
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[middle],
-        _ => (values[middle - 1] + values[middle]) / 2.0,
+/// How long it will take.
+fn estimate(options: &Options, selection: &Selection) -> Duration {
+    let time = options.time;
+    let round = 2 * (time + time / WARM_UP) + AROUND;
+    let sweep = Duration::from_secs_f64(options.file_bytes as f64 / SWEEP_BYTES_PER_SECOND);
+    let mut total = Duration::from_secs(5);
+    for row in &selection.rows {
+        total += round * row.rounds(options.rounds) as u32;
+        if row.backing == Backing::Tmpfs {
+            total += 2 * sweep * row.rounds(options.rounds) as u32;
+        }
+        if row.rival == Rival::QemuStorageDaemon && matches!(options.other, Other::OfRow) {
+            let settings = Setting::candidates(row.backing).len() as u32 + 1;
+            // Once for all shapes, and fio once for both modes.
+            if row.shape == Shape::Lines(1) {
+                total += (time / TRIAL + AROUND / 2) * settings * ATTEMPTS as u32 + 2 * time;
+            }
+        }
     }
-}
-
-fn print_row(row: &Row, pairs: &[(Sample, Sample)], out: &mut dyn Write) -> io::Result<()> {
-    let side = |pick: &dyn Fn(&(Sample, Sample)) -> Sample| {
-        let of = |f: &dyn Fn(Sample) -> f64| median(pairs.iter().map(|pair| f(pick(pair))).collect());
-        format!(
-            "{:>9.1} {:>7.1} {:>7.1} {:>7.2}",
-            of(&|s| s.iops) / 1e3,
-            of(&|s| s.p50 as f64) / 1e3,
-            of(&|s| s.p99 as f64) / 1e3,
-            of(&|s| s.cpu) / 1e3
-        )
-    };
-    let ratios: Vec<f64> = pairs.iter().map(|(a, b)| a.iops / b.iops).collect();
-    let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = ratios.iter().copied().fold(0.0, f64::max);
-    let cpu = median(pairs.iter().map(|(a, b)| a.cpu / b.cpu).collect());
-    writeln!(
-        out,
-        "{:<48} {}  {}  {:>6.2} {:>13} {:>8.2}",
-        row.name(),
-        side(&|pair| pair.0),
-        side(&|pair| pair.1),
-        median(ratios.clone()),
-        format!("{low:.2}..{high:.2}"),
-        cpu
-    )?;
-    out.flush()
+    if selection.process {
+        total += options.idle + options.idle / 3 + Duration::from_secs(10);
+    }
+    total
 }
