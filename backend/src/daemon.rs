@@ -98,6 +98,14 @@ pub fn run(disks: Vec<(Disk, Place)>, pool: Pool, signals: &Signals) -> Result<(
         Ok(signal) => log::info!("{signal}: draining"),
         Err(error) => log::error!("cannot wait for signals: {error}; stopping"),
     }
+    // A component that never answers must not keep the process: a second signal ends it without the drain.
+    let impatient = signals.0;
+    let _ = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Ok(signal) = impatient.wait() {
+            log::error!("{signal} again: ending with requests under way");
+            std::process::exit(1);
+        }
+    });
     for server in &servers {
         server.close();
     }

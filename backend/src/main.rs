@@ -58,9 +58,23 @@ fn say(what: &str) -> impl FnOnce(&dyn Display) -> String {
     move |error| format!("vhost-user-dm: {what}: {error}")
 }
 
+/// Many disks with many queues need more descriptors than the usual soft limit of 1024; the hard limit is what the
+/// administrator set.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        log::warn!("cannot raise the limit of open descriptors: {error}");
+    }
+}
+
 fn serve(args: &Args) -> Result<(), String> {
+    raise_descriptor_limit();
     let signals = Signals::block().map_err(|e| say("cannot block signals")(&e))?;
     uring::probe().map_err(|e| format!("vhost-user-dm: {e}"))?;
+    uring::Uring::new().map_err(|e| say("cannot set up an io_uring as a worker needs it")(&e))?;
     if let Some(cpus) = &args.load.cpu_affinity {
         cpus.check().map_err(|e| format!("vhost-user-dm: {e}"))?;
     }

@@ -15,8 +15,8 @@ pub struct OwnedPath {
     identity: Identity,
 }
 
-/// Device, inode and the time it was made: an inode number is soon used again.
-type Identity = (u64, u64, i64, i64);
+/// Device, inode and the time it was made, where the file system tells: an inode number is soon used again.
+type Identity = (u64, u64, Option<std::time::SystemTime>);
 
 impl Drop for OwnedPath {
     fn drop(&mut self) {
@@ -29,7 +29,7 @@ impl Drop for OwnedPath {
 
 fn identity(path: &Path) -> io::Result<Identity> {
     use std::os::unix::fs::MetadataExt;
-    std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino(), m.ctime(), m.ctime_nsec()))
+    std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino(), m.created().ok()))
 }
 
 /// Why a socket cannot be served on.
@@ -149,6 +149,17 @@ mod tests {
         drop(owned);
         assert!(path.exists(), "a socket that replaced ours is not ours to remove");
         drop(replaced);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_whose_mode_was_changed_is_still_ours() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (_listener, owned) = listen(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
+        drop(owned);
         assert!(!path.exists());
     }
 

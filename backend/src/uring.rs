@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::OnceLock;
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
@@ -76,6 +77,12 @@ pub fn probe() -> Result<Support, String> {
     Ok(Support { uring_cmd: probe.is_supported(opcode::UringCmd16::CODE) })
 }
 
+/// Whether this kernel has the uring_cmd operation (Linux 5.19).
+fn has_uring_cmd() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| probe().is_ok_and(|support| support.uring_cmd))
+}
+
 const OPCODES: &[(u8, &str)] = &[
     (opcode::Read::CODE, "read"),
     (opcode::Readv::CODE, "readv"),
@@ -104,7 +111,14 @@ impl Uring {
             .dontfork()
             .build(ENTRIES)
             .or_else(|_| IoUring::builder().setup_r_disabled().setup_cqsize(COMPLETIONS).dontfork().build(ENTRIES))?;
-        let mut allowed: Vec<Restriction> = OPCODES.iter().map(|(code, _)| Restriction::sqe_op(*code)).collect();
+        // The kernel refuses a restriction to an operation that it does not know; to ask for one then fails, which is right.
+        let known = |code: &u8| *code != opcode::UringCmd16::CODE || has_uring_cmd();
+        let mut allowed: Vec<Restriction> = OPCODES
+            .iter()
+            .map(|(code, _)| code)
+            .filter(|code| known(code))
+            .map(|code| Restriction::sqe_op(*code))
+            .collect();
         allowed.push(Restriction::sqe_flags_allowed(squeue::Flags::FIXED_FILE.bits()));
         allowed.push(Restriction::register_op(REGISTER_FILES_UPDATE));
         ring.submitter().register_restrictions(&mut allowed)?;

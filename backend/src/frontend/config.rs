@@ -10,17 +10,12 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 
 use crate::chain::Chain;
 use crate::request::MAX_RANGES;
-use crate::worker::queue::MAX_RANGE_SECTORS;
+use crate::worker::queue::{MAX_RANGE_SECTORS, SEG_MAX, SIZE_MAX};
 
 /// Length of `struct virtio_blk_config` up to the write-zeroes fields, in bytes.
 pub const LEN: usize = 60;
 /// Offset of the `writeback` field, the only one a driver may write.
 pub const WRITEBACK: usize = 32;
-
-/// Largest segment of a request, in bytes.
-const SIZE_MAX: u32 = 4 << 20;
-/// The ring that front ends set up unless they are told otherwise (QEMU); a chain must fit in it with header and status.
-const COMMON_RING: u16 = 128;
 
 /// What is offered besides the disk itself.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +71,7 @@ pub fn space(chain: &Chain, offer: Offer, writeback: bool) -> [u8; LEN] {
     let exponent = (physical / block).max(1).ilog2() as u8;
     let alignment = u8::try_from(in_blocks(limits.alignment_offset)).unwrap_or(0);
     let min_io = u16::try_from(in_blocks(limits.io_min)).unwrap_or(u16::MAX).max(1);
-    let seg_max = u32::from(offer.queue_size.min(COMMON_RING)) - 2;
+    let seg_max = SEG_MAX.min(u32::from(offer.queue_size) - 2);
     let sectors = |bytes: u64| (bytes / dm_table::SECTOR_SIZE).clamp(1, u64::from(u32::MAX)) as u32;
     let (discard_sectors, discard_align) = match &limits.discard {
         Some(d) => (

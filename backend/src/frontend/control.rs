@@ -57,8 +57,18 @@ struct State {
     worker: Option<Arc<Worker>>,
     // The worker's number of the queue that it serves.
     running: Option<u32>,
+    // Where the queue stopped, until it is started again or the front end says where to go on. The protocol's own copy of
+    // the index is that of the last SET_VRING_BASE.
+    stopped_at: Option<u16>,
     // A size that the front end asked for and the specification does not allow.
     bad_size: Option<u16>,
+}
+
+impl State {
+    /// Whether a worker should serve the queue.
+    fn wanted(&self) -> bool {
+        self.ready && self.enabled && self.kick.is_some()
+    }
 }
 
 /// See the module's text.
@@ -122,26 +132,31 @@ impl QueueControl {
         }
     }
 
+    /// The front end says at which available index to go on (SET_VRING_BASE).
+    pub fn set_base(&self) {
+        self.state().stopped_at = None;
+    }
+
     fn steer(&self, state: &mut State, config: RingConfig) -> Option<u16> {
-        let wanted = state.ready && state.enabled && state.kick.is_some();
-        match (wanted, state.running) {
+        match (state.wanted(), state.running) {
             (true, None) => {
-                state.config = Some(config);
+                let base = state.stopped_at.unwrap_or(config.base);
+                state.config = Some(RingConfig { base, ..config });
                 self.start(state);
                 None
             }
             (false, Some(_)) => self.stop(state),
-            _ => None,
+            (false, None) => state.stopped_at,
+            (true, Some(_)) => None,
         }
     }
 
     /// Another descriptor to be kicked by; a queue that is being served goes on with it.
     pub fn set_kick(&self, kick: Option<File>) {
         let mut state = self.state();
-        let was_running = state.running.is_some();
         self.stop(&mut state);
         state.kick = kick;
-        if was_running && state.kick.is_some() {
+        if state.wanted() {
             self.start(&mut state);
         }
     }
@@ -164,28 +179,28 @@ impl QueueControl {
         state.call = call;
     }
 
-    /// The ring has moved (SET_VRING_ADDR while it is being served).
+    /// The ring has moved (SET_VRING_ADDR while it is being served, or should be).
     pub fn relocate(&self, config: RingConfig) {
         let mut state = self.state();
         let Some(old) = state.config else { return };
-        let moved = RingConfig { base: old.base, ..config } != old;
-        if state.running.is_some() && moved {
-            self.stop(&mut state);
-            let base = state.config.map_or(config.base, |c| c.base);
-            state.config = Some(RingConfig { base, ..config });
-            self.start(&mut state);
+        if !state.wanted() || (RingConfig { base: old.base, ..config }) == old {
+            return;
         }
+        self.stop(&mut state);
+        let base = state.stopped_at.unwrap_or(old.base);
+        state.config = Some(RingConfig { base, ..config });
+        self.start(&mut state);
     }
 
-    /// Stops for a while, so that memory or table can be exchanged; `true` when [`QueueControl::resume`] must follow.
-    pub fn pause(&self) -> bool {
-        self.stop(&mut self.state()).is_some()
+    /// Stops for a while, so that memory or table can be exchanged; [`QueueControl::resume`] goes on.
+    pub fn pause(&self) {
+        self.stop(&mut self.state());
     }
 
     /// Goes on after [`QueueControl::pause`].
     pub fn resume(&self) {
         let mut state = self.state();
-        if state.ready && state.enabled && state.kick.is_some() && state.running.is_none() {
+        if state.wanted() && state.running.is_none() {
             self.start(&mut state);
         }
     }
@@ -231,6 +246,7 @@ impl QueueControl {
             write_through: self.shared.write_through.clone(),
         };
         state.running = Some(worker.start(setup)?);
+        state.stopped_at = None;
         log::debug!("{}: served, {} entries, from index {}", self.name(), config.size, config.base);
         Ok(())
     }
@@ -243,6 +259,7 @@ impl QueueControl {
                 if let Some(config) = &mut state.config {
                     config.base = next;
                 }
+                state.stopped_at = Some(next);
                 log::debug!("{}: stopped at index {next}", self.name());
                 Some(next)
             }

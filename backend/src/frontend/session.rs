@@ -138,12 +138,18 @@ impl VhostUserBackend for Session {
         // An error would drop the connection, and with it the guest's disk, for a write that a driver must not do.
         match (offset as usize, buf) {
             (config::WRITEBACK, [value @ (0 | 1)]) if self.acked(VIRTIO_BLK_F_CONFIG_WCE) => {
-                self.disk.chose_write_through.store(*value == 0, Ordering::Relaxed);
+                let write_through = *value == 0;
+                if self.disk.chose_write_through.swap(write_through, Ordering::Relaxed) == write_through {
+                    return Ok(());
+                }
                 self.choose_cache_mode();
-                log::info!(
+                let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+                limited!(
+                    limiter,
+                    info,
                     "{}: the driver chose {}",
                     self.shared.chain.name,
-                    if *value == 0 { "write-through" } else { "write-back" }
+                    if write_through { "write-through" } else { "write-back" }
                 );
             }
             _ => {
@@ -162,13 +168,16 @@ impl VhostUserBackend for Session {
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         // Nothing may touch the old regions when this returns: they are unmapped with their last user.
-        let paused: Vec<_> = self.queues.iter().filter(|queue| queue.pause()).collect();
+        for queue in &self.queues {
+            queue.pause();
+        }
         let guest = Guest::new(memory.memory().into_inner()).map_err(|error| {
             log::error!("{}: {error}", self.shared.chain.name);
             io::Error::other(error)
         })?;
         *self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(guest));
-        for queue in paused {
+        // All of them: one that lost its ring with an earlier change may have it back now.
+        for queue in &self.queues {
             queue.resume();
         }
         Ok(())

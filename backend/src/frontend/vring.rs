@@ -129,6 +129,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_queue_next_avail(&self, base: u16) {
+        self.queue.set_base();
         self.inner.set_queue_next_avail(base);
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const SMALLEST: Duration = Duration::from_micros(8);
 /// How long a worker looks that has many operations under way, before it sleeps until the device has some done: long
 /// enough for a driver to answer completions with new requests, which then need no kick and go down together.
-const BRIEF: Duration = Duration::from_micros(4);
+const BRIEF: Duration = Duration::from_micros(25);
 /// Looks between two looks at the clock.
 const LOOKS: u32 = 16;
 

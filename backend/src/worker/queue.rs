@@ -31,6 +31,19 @@ const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
 /// Longest discard or write-zeroes range that is taken, in sectors; offered to the driver in the configuration space.
 pub const MAX_RANGE_SECTORS: u32 = 0x7f_ffff;
 
+/// Largest segment of a request, in bytes; offered to the driver.
+pub const SIZE_MAX: u32 = 1 << 20;
+/// Most segments of a request; offered to the driver. With header and status they fit in a ring of 128 entries, which is
+/// what front ends set up unless they are told otherwise (QEMU).
+pub const SEG_MAX: u32 = 126;
+/// Longest transfer that a driver that keeps to the two can ask for, in bytes. Longer ones are refused: one head must not
+/// mean any amount of work.
+const MAX_TRANSFER: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
+/// Bytes of requests after which a turn takes no more, so that nothing else waits for long.
+const TURN: u64 = 64 << 20;
+/// Operations under way in a worker at which it takes no more requests.
+const MOST_OPERATIONS: usize = 4096;
+
 /// Everything a worker needs to serve a queue.
 pub struct Setup {
     /// `disk.queue`, for the log.
@@ -80,6 +93,8 @@ pub struct Queue {
     slots: Vec<Slot>,
     free: Vec<u32>,
     in_flight: u32,
+    // Nothing more can be taken before something that is under way has ended.
+    full: bool,
     stopped: bool,
     limiter: Limiter,
     // Keeps the descriptor alive that the engine watches.
@@ -128,6 +143,7 @@ impl Queue {
             slots: Vec::new(),
             free: Vec::new(),
             in_flight: 0,
+            full: false,
             stopped: false,
             limiter: Limiter::default(),
             _kick: setup.kick,
@@ -142,19 +158,26 @@ impl Queue {
         }
         let mut any = false;
         // A driver has at most as many requests under way as its ring has entries; one that repeats heads waits. A turn takes
-        // one ring full at most, so that a driver that never pauses cannot keep the worker from anything else.
+        // one ring full at most, and so many bytes, so that no driver can keep the worker from anything else.
+        let mut bytes = 0;
+        self.full = false;
         for _ in 0..self.vring.ring().size() {
-            if self.in_flight >= u32::from(self.vring.ring().size()) {
+            if self.in_flight >= u32::from(self.vring.ring().size()) || ops.under_way() >= MOST_OPERATIONS {
+                self.full = true;
+                break;
+            }
+            if bytes > TURN {
                 break;
             }
             match self.vring.pop() {
                 Ok(Some(head)) => {
                     any = true;
                     self.serve(head, ops, engine);
+                    bytes += self.request.data_len;
                 }
                 Ok(None) => break,
                 Err(broken) => {
-                    log::error!("{}: {broken}", self.name);
+                    limited!(self.limiter, error, "{}: {broken}", self.name);
                     self.stopped = true;
                     break;
                 }
@@ -247,7 +270,7 @@ impl Queue {
         if !bytes.is_multiple_of(dm_table::SECTOR_SIZE)
             || !self.in_range(at, sectors)
             || (write && self.chain.read_only)
-            || bytes >= u64::from(u32::MAX)
+            || bytes > MAX_TRANSFER
         {
             self.slots[slot as usize].status = IOERR;
             return;
@@ -430,7 +453,8 @@ impl Queue {
     /// Asks the driver to kick; `false` when there is work already.
     #[inline]
     pub fn fall_asleep(&mut self) -> bool {
-        if self.stopped || self.in_flight >= u32::from(self.vring.ring().size()) {
+        // Where no more can be taken, the end of an operation wakes the worker.
+        if self.stopped || self.full {
             return true;
         }
         self.vring.fall_asleep()

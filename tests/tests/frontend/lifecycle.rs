@@ -1,6 +1,7 @@
 //! Connecting, leaving, coming back, resetting, ending.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use dm_tests::blk::{Arena, Data, OK, Request, Shape, feature, kind};
@@ -309,6 +310,69 @@ fn queue_number_and_size_are_as_asked() {
     assert_eq!(vmm.queue_num, 4);
     assert_eq!(vmm.config.num_queues, 4);
     exercise(&mut vmm, 9);
+    drop(vmm);
+    served.daemon.stop();
+}
+
+/// Takes the region with the rings away and gives it back, as a front end does that changes a region.
+fn hide_rings(vmm: &Vmm, meanwhile: impl FnOnce()) {
+    let rings = vmm.memory.regions()[0].clone();
+    let body = dm_tests::wire::single_region(rings.gpa, rings.size, rings.user_addr, rings.mmap_offset);
+    vmm.conn.tell(dm_tests::wire::request::REM_MEM_REG, &body, &[]).expect("REM_MEM_REG");
+    meanwhile();
+    vmm.conn.tell(dm_tests::wire::request::ADD_MEM_REG, &body, &[rings.fd().as_fd()]).expect("ADD_MEM_REG");
+}
+
+#[test]
+fn a_ring_that_loses_its_memory_goes_on_when_it_is_back() {
+    let piece = Piece::new(256);
+    let mut served = Served::table(&piece.table(), &[]);
+    let mut vmm = served.vmm(&Setup::default());
+    for round in 0..10 {
+        exercise(&mut vmm, round);
+        hide_rings(&vmm, || vmm.sync().expect("round trip"));
+    }
+    exercise(&mut vmm, 99);
+    drop(vmm);
+    served.daemon.stop();
+}
+
+#[test]
+fn a_ring_that_was_stopped_without_its_memory_says_where() {
+    let piece = Piece::new(256);
+    let mut served = Served::table(&piece.table(), &[]);
+    let mut vmm = served.vmm(&Setup::default());
+    exercise(&mut vmm, 1);
+    let done = vmm.queues[0].ring.used_idx();
+    assert!(done > 0);
+    let mut base = 0;
+    hide_rings(&vmm, || base = vmm.stop_ring(0).expect("GET_VRING_BASE"));
+    assert_eq!(base, done, "old requests would be served again");
+    vmm.restart_ring(0, base).expect("restart");
+    exercise(&mut vmm, 2);
+    drop(vmm);
+    served.daemon.stop();
+}
+
+#[test]
+fn a_kick_descriptor_may_go_and_come_back() {
+    let piece = Piece::new(256);
+    let mut served = Served::table(&piece.table(), &[]);
+    let mut vmm = served.vmm(&Setup::default());
+    for round in 0..10 {
+        exercise(&mut vmm, round);
+        let done = vmm.queues[0].ring.used_idx();
+        vmm.conn.tell_fd(dm_tests::wire::request::SET_VRING_KICK, 0, None).expect("no kick");
+        if round % 2 == 1 {
+            vmm.enable(0, false).expect("off");
+            vmm.enable(0, true).expect("on");
+        }
+        let kick = vmm.queues[0].ring.kick_fd();
+        vmm.conn.tell_fd(dm_tests::wire::request::SET_VRING_KICK, 0, Some(kick)).expect("a kick");
+        vmm.sync().expect("round trip");
+        assert_eq!(vmm.queues[0].ring.used_idx(), done, "old requests were served again");
+    }
+    exercise(&mut vmm, 99);
     drop(vmm);
     served.daemon.stop();
 }
