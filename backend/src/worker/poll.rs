@@ -58,12 +58,22 @@ pub struct Poll {
     // Since when the worker has been looking in vain, while it is.
     since: Option<Instant>,
     looks: u32,
+    // How long it looked in vain before it went to sleep.
+    looked: Duration,
 }
 
 impl Poll {
     /// Looks at most for `most`; zero: never.
     pub fn new(most: Duration, lookers: &'static Lookers) -> Poll {
-        Poll { lookers, most, brief: most.min(BRIEF), window: Duration::ZERO, since: None, looks: 0 }
+        Poll {
+            lookers,
+            most,
+            brief: most.min(BRIEF),
+            window: Duration::ZERO,
+            since: None,
+            looks: 0,
+            looked: Duration::ZERO,
+        }
     }
 
     /// There was work.
@@ -95,6 +105,7 @@ impl Poll {
             return true;
         }
         self.found();
+        self.looked = window;
         false
     }
 
@@ -110,8 +121,10 @@ impl Poll {
         !self.window.is_zero() || (deep && !self.most.is_zero())
     }
 
-    /// The worker has slept so long.
+    /// The worker has slept so long. What it looked before that counts too: where the two together are longer than it may
+    /// look, looking was in vain and will be.
     pub fn slept(&mut self, time: Duration) {
+        let time = time + std::mem::take(&mut self.looked);
         if time < self.most {
             self.window = (self.window * 2).max(time + time / 2).max(SMALLEST).min(self.most);
         } else {
@@ -140,7 +153,7 @@ impl Poll {
             1 => Duration::from_nanos(1),
             _ => Duration::from_secs(1 << 30),
         };
-        Poll { lookers: &LOOKERS, most: window, brief: window, window, since: None, looks: 0 }
+        Poll { lookers: &LOOKERS, most: window, brief: window, window, since: None, looks: 0, looked: Duration::ZERO }
     }
 }
 
@@ -178,6 +191,18 @@ mod tests {
         let mut poll = poll(US);
         poll.slept(US / 2);
         assert_eq!(poll.window, US);
+    }
+
+    #[test]
+    fn a_look_in_vain_counts_with_the_sleep_after_it() {
+        let mut poll = poll(100 * US);
+        poll.slept(20 * US);
+        assert_eq!(poll.window, 30 * US);
+        while poll.again(false) {}
+        poll.slept(80 * US);
+        assert_eq!(poll.window, 15 * US);
+        poll.slept(80 * US);
+        assert_eq!(poll.window, 100 * US, "without a look before it the same sleep is short");
     }
 
     #[test]
