@@ -276,7 +276,8 @@ impl QueueControl {
     }
 }
 
-fn dup(file: Option<&File>) -> Option<File> {
+/// A descriptor of our own for what the front end passed.
+pub(super) fn dup(file: Option<&File>) -> Option<File> {
     let file = file?;
     match file.as_fd().try_clone_to_owned() {
         Ok(fd) => Some(fd.into()),

@@ -4,14 +4,13 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::{Arc, MutexGuard};
 
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error, QueueT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use super::control::{QueueControl, RingConfig};
+use super::control::{QueueControl, RingConfig, dup};
 
 /// Guest memory as `vhost-user-backend` holds it.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
@@ -54,16 +53,6 @@ impl Vring {
     fn stopped_at(&self, next: Option<u16>) {
         if let Some(next) = next {
             self.inner.set_queue_next_avail(next);
-        }
-    }
-}
-
-fn dup(file: &Option<File>) -> Option<File> {
-    match file.as_ref()?.as_fd().try_clone_to_owned() {
-        Ok(fd) => Some(fd.into()),
-        Err(error) => {
-            log::error!("cannot duplicate a descriptor of the front end: {error}");
-            None
         }
     }
 }
@@ -156,7 +145,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_kick(&self, file: Option<File>) {
-        self.queue.set_kick(dup(&file));
+        self.queue.set_kick(dup(file.as_ref()));
         self.inner.set_kick(file);
     }
 
@@ -165,7 +154,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_call(&self, file: Option<File>) {
-        self.queue.set_call(dup(&file));
+        self.queue.set_call(dup(file.as_ref()));
         self.inner.set_call(file);
     }
 
