@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::chain::Chain;
-use crate::guest::{Guest, RingError, SplitRing};
+use crate::guest::{Guest, Inflight, RingError, SplitRing};
 use crate::request::ID_LEN;
 use crate::worker::Worker;
 use crate::worker::pool::Pool;
@@ -22,6 +22,8 @@ pub struct Shared {
     pub serial: [u8; ID_LEN],
     /// The guest's memory as the front end set it last.
     pub guest: Mutex<Option<Arc<Guest>>>,
+    /// Where requests under way are recorded, if the front end keeps such a place.
+    pub inflight: Mutex<Option<Arc<Inflight>>>,
     /// Writes are complete only when they are on stable storage.
     pub write_through: Arc<AtomicBool>,
     /// Where workers come from.

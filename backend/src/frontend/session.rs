@@ -14,7 +14,7 @@ use super::config;
 use super::control::{QueueControl, Shared};
 use super::vring::{Memory, Vring, with_queues};
 use crate::disk::Disk;
-use crate::guest::Guest;
+use crate::guest::{Guest, Inflight};
 use crate::limit::Limiter;
 use crate::limited;
 use crate::worker::pool::Pool;
@@ -36,6 +36,7 @@ impl Session {
             serial: disk.serial,
             pool,
             guest: Mutex::new(None),
+            inflight: Mutex::new(None),
             write_through: Arc::new(AtomicBool::new(true)),
             closing: AtomicBool::new(false),
         });
@@ -66,6 +67,24 @@ impl Session {
             queue.end();
         }
         *self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Requests under way are recorded in `region` from now on (SET_INFLIGHT_FD). A queue that is being served drains and
+    /// goes on with it, so it does not matter whether queues were started before or after this.
+    pub fn set_inflight(&self, region: Option<Arc<Inflight>>) {
+        for queue in &self.queues {
+            queue.pause();
+        }
+        *self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner) = region;
+        for queue in &self.queues {
+            queue.resume();
+        }
+    }
+
+    /// Largest ring that is offered, in entries.
+    pub fn queue_size(&self) -> u16 {
+        self.disk.offer.queue_size
     }
 
     /// virtio 1.2, 5.2.6.2: a write must be stable when it completes unless the driver can flush and has not chosen

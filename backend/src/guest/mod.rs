@@ -13,9 +13,11 @@
 #![allow(unsafe_code)]
 
 mod fault;
+mod inflight;
 mod mapping;
 mod split;
 
+pub use inflight::{Inflight, InflightError, Offer, Record};
 pub use mapping::Mapping;
 pub use split::{Desc, RingError, SplitRing};
 
