@@ -14,6 +14,7 @@ pub mod disk;
 pub mod engine;
 pub mod frontend;
 pub mod guest;
+pub mod inflight;
 pub mod limit;
 pub mod map;
 pub mod request;

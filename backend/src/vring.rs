@@ -70,6 +70,12 @@ impl Vring {
         self.next_avail
     }
 
+    /// Index of the next used entry.
+    #[inline]
+    pub fn next_used(&self) -> u16 {
+        self.next_used
+    }
+
     /// Takes the next head. It may be any 16-bit number: the descriptor table judges it.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::chain::Chain;
-use crate::guest::{Guest, Inflight, RingError, SplitRing};
+use crate::guest::{Guest, Inflight, Record, RingError, SplitRing};
 use crate::request::ID_LEN;
 use crate::worker::Worker;
 use crate::worker::pool::Pool;
@@ -231,6 +231,7 @@ impl QueueControl {
         let guest = self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let guest = guest.ok_or(StartError::NoMemory)?;
         let ring = SplitRing::new(&guest, config.size, config.desc, config.avail, config.used)?;
+        let (record, base) = self.take_up(&ring, config);
         let worker = match &mut state.worker {
             Some(worker) => worker,
             none => none.insert(self.shared.pool.worker(&format!("queue-{}", self.index))?),
@@ -241,7 +242,8 @@ impl QueueControl {
             serial: self.shared.serial,
             guest,
             ring,
-            base: config.base,
+            base,
+            record,
             event_idx: config.event_idx,
             kick,
             call: dup(state.call.as_ref()),
@@ -249,8 +251,37 @@ impl QueueControl {
         };
         state.running = Some(worker.start(setup)?);
         state.stopped_at = None;
-        log::debug!("{}: served, {} entries, from index {}", self.name(), config.size, config.base);
+        log::debug!("{}: served, {} entries, from index {}", self.name(), config.size, base);
         Ok(())
+    }
+
+    /// Where requests are recorded, and where the ring goes on if they are not.
+    ///
+    /// Then used.idx tells: whatever served the ring before in order has given back what stands in front of it, and a base
+    /// that is ahead leaves requests without an answer (cloud-hypervisor says avail.idx after a crash).
+    fn take_up(&self, ring: &SplitRing, config: RingConfig) -> (Option<Record>, u16) {
+        let inflight = self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(region) = &*inflight {
+            match Record::new(region, self.index, config.size) {
+                Some(record) => return (Some(record), config.base),
+                None => log::warn!(
+                    "{}: the in-flight region has no room for a ring of {} entries, which is served in order instead",
+                    self.name(),
+                    config.size
+                ),
+            }
+        }
+        let used = ring.used_idx();
+        let unanswered = config.base.wrapping_sub(used);
+        if unanswered == 0 || unanswered > config.size {
+            return (None, config.base);
+        }
+        log::info!(
+            "{}: goes on at used index {used} and not at {}, so that {unanswered} requests get their answer",
+            self.name(),
+            config.base
+        );
+        (None, used)
     }
 
     fn stop(&self, state: &mut State) -> Option<u16> {

@@ -2,10 +2,12 @@
 //!
 //! The control side talks to a worker by messages and waits for its answers; on the path of a request nothing is shared.
 
+mod cursor;
 pub mod ops;
 pub mod poll;
 pub mod pool;
 pub mod queue;
+pub mod returns;
 #[cfg(test)]
 mod simulation;
 
@@ -248,7 +250,9 @@ impl<E: Engine> Core<E> {
             }
         };
         let kick = setup.kick.as_raw_fd();
-        let queue = Queue::new(index as u32, setup, &mut self.engine)?;
+        let mut queue = Queue::new(index as u32, setup, &mut self.engine)?;
+        // Used entries that a predecessor has published may never have been told of.
+        queue.notify();
         self.engine.watch(kick, index as u32 + 1);
         self.queues[index] = Some(Place { queue, stop: None, watched: true });
         Ok(index as u32)

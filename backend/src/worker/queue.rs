@@ -13,16 +13,19 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
+use super::cursor::{Cursor, copied};
 use super::ops::{Action, Device, Ops, Owner, Verdict};
+use super::returns::{Order, Returns, Ticket};
 use crate::chain::Chain;
 use crate::device::Access;
 use crate::engine::{Engine, FileIx};
-use crate::guest::{Guest, HostSlice, Mapping, SplitRing};
+use crate::guest::{Guest, HostSlice, Record, SplitRing};
+use crate::inflight::Tracker;
 use crate::limit::Limiter;
 use crate::limited;
 use crate::map::{Piece, Step};
 use crate::request::{self, ChainError, ID_LEN, Kind};
-use crate::vring::Vring;
+use crate::vring::{Broken, Vring};
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
@@ -56,8 +59,10 @@ pub struct Setup {
     pub guest: Arc<Guest>,
     /// The ring in it.
     pub ring: SplitRing,
-    /// Available index to start at.
+    /// Available index to start at, where there is no record that knows better.
     pub base: u16,
+    /// Where requests under way are recorded for a successor; without, they end in the order in which they came.
+    pub record: Option<Record>,
     /// VIRTIO_RING_F_EVENT_IDX was negotiated.
     pub event_idx: bool,
     /// Written to by the driver when there is work.
@@ -75,6 +80,7 @@ struct Slot {
     // Bytes that a success writes to the guest, without the status byte.
     written: u32,
     pending: u32,
+    ticket: Ticket,
     status_byte: HostSlice,
 }
 
@@ -86,6 +92,9 @@ pub struct Queue {
     serial: [u8; ID_LEN],
     guest: Arc<Guest>,
     vring: Vring,
+    returns: Returns,
+    // Heads that a predecessor has left, the first one last.
+    replay: Vec<u16>,
     call: Option<File>,
     write_through: Arc<AtomicBool>,
     devices: Vec<Option<Device>>,
@@ -95,6 +104,7 @@ pub struct Queue {
     in_flight: u32,
     // Nothing more can be taken before something that is under way has ended.
     full: bool,
+    // No more heads are taken off the ring.
     stopped: bool,
     limiter: Limiter,
     // Keeps the descriptor alive that the engine watches.
@@ -102,12 +112,24 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Makes the chain's files known to the engine.
+    /// Makes the chain's files known to the engine, and takes up what a predecessor has left.
     ///
     /// # Errors
-    /// The engine's.
+    /// The engine's, or a record that cannot be this ring's.
     pub fn new(index: u32, setup: Setup, engine: &mut impl Engine) -> std::io::Result<Queue> {
         use std::os::fd::AsFd;
+        let (returns, base, mut replay) = match setup.record {
+            None => (Returns::InOrder(Order::default()), setup.base, Vec::new()),
+            Some(record) => {
+                let found = Tracker::recover(record, setup.ring.avail_idx(), setup.ring.used_idx());
+                let (tracker, recovered) = found.map_err(std::io::Error::other)?;
+                (Returns::Recorded(tracker), recovered.next_avail, recovered.replay)
+            }
+        };
+        replay.reverse();
+        if !replay.is_empty() {
+            log::info!("{}: {} requests of a predecessor are done again", setup.name, replay.len());
+        }
         let mut devices: Vec<Option<Device>> = Vec::new();
         for ix in setup.chain.map.flush_set() {
             let at = usize::from(ix.0);
@@ -134,7 +156,9 @@ impl Queue {
             name: setup.name,
             chain: setup.chain,
             serial: setup.serial,
-            vring: Vring::new(setup.ring, setup.base, setup.event_idx),
+            vring: Vring::new(setup.ring, base, setup.event_idx),
+            returns,
+            replay,
             guest: setup.guest,
             call: setup.call,
             write_through: setup.write_through,
@@ -153,7 +177,7 @@ impl Queue {
     /// Takes every head that is there; returns whether there was one.
     #[inline]
     pub fn take(&mut self, ops: &mut Ops, engine: &mut impl Engine) -> bool {
-        if self.stopped {
+        if self.stopped && self.replay.is_empty() {
             return false;
         }
         let mut any = false;
@@ -169,7 +193,7 @@ impl Queue {
             if bytes > TURN {
                 break;
             }
-            match self.vring.pop() {
+            match self.next() {
                 Ok(Some(head)) => {
                     any = true;
                     self.serve(head, ops, engine);
@@ -190,6 +214,21 @@ impl Queue {
     }
 
     #[inline]
+    fn next(&mut self) -> Result<Option<u16>, Broken> {
+        if let Some(head) = self.replay.pop() {
+            return Ok(Some(head));
+        }
+        if self.stopped {
+            return Ok(None);
+        }
+        let next = self.vring.pop();
+        if let Ok(Some(head)) = next {
+            self.returns.taken(head);
+        }
+        next
+    }
+
+    #[inline]
     fn serve(&mut self, head: u16, ops: &mut Ops, engine: &mut impl Engine) {
         match self.request.parse(self.vring.ring(), &self.guest, head) {
             Ok((kind, status_byte)) => {
@@ -201,7 +240,9 @@ impl Queue {
                     Kind::Discard | Kind::WriteZeroes => self.ranges(kind, slot, ops, engine),
                     Kind::Unknown => self.slots[slot as usize].status = UNSUPP,
                 }
-                self.settle(slot, OK);
+                if !self.settle(slot, OK) {
+                    self.slots[slot as usize].ticket = self.returns.postpone(head);
+                }
             }
             Err(error) => self.refuse(head, error),
         }
@@ -211,7 +252,7 @@ impl Queue {
     #[inline]
     fn open(&mut self, head: u16, status_byte: HostSlice) -> u32 {
         self.in_flight += 1;
-        let slot = Slot { head, status: OK, written: 0, pending: 1, status_byte };
+        let slot = Slot { head, status: OK, written: 0, pending: 1, ticket: Ticket::NONE, status_byte };
         match self.free.pop() {
             Some(index) => {
                 self.slots[index as usize] = slot;
@@ -224,24 +265,25 @@ impl Queue {
         }
     }
 
-    /// Counts one operation of a request down; the first error wins, the last one ends the request.
+    /// Counts one operation of a request down; the first error wins, the last one ends the request (`true`).
     #[inline]
-    fn settle(&mut self, index: u32, status: u8) {
+    fn settle(&mut self, index: u32, status: u8) -> bool {
         let slot = &mut self.slots[index as usize];
         if slot.status == OK {
             slot.status = status;
         }
         slot.pending -= 1;
         if slot.pending > 0 {
-            return;
+            return false;
         }
         // Of a failed read nothing is known but the status byte (virtio 1.2, 2.7.8.2).
         let written = if slot.status == OK { slot.written + 1 } else { 1 };
         slot.status_byte.set_first(slot.status);
-        let head = slot.head;
+        let (head, ticket) = (slot.head, slot.ticket);
         self.free.push(index);
         self.in_flight -= 1;
-        self.vring.push_used(head, written);
+        self.returns.ended(&mut self.vring, ticket, head, written);
+        true
     }
 
     #[cold]
@@ -251,7 +293,7 @@ impl Queue {
             Some(byte) => byte.write(&[IOERR]) as u32,
             None => 0,
         };
-        self.vring.push_used(head, written);
+        self.returns.ended(&mut self.vring, Ticket::NONE, head, written);
     }
 
     /// Whether `[at, at + len)` sectors can be asked for at all.
@@ -430,17 +472,19 @@ impl Queue {
         if !self.vring.unpublished() {
             return;
         }
-        if self.guest.broken() && !self.stopped {
+        if (self.guest.broken() || self.returns.broken()) && !self.stopped {
             // What was read of requests and rings may be zeroes that are not the guest's.
             self.stopped = true;
-            log::error!("{}: the front end has truncated the guest's memory; the queue stays stopped", self.name);
+            self.replay.clear();
+            log::error!("{}: the front end has truncated memory that it shares; the queue stays stopped", self.name);
         }
-        if self.vring.publish() {
+        if self.returns.publish(&mut self.vring) {
             self.notify();
         }
     }
 
-    fn notify(&mut self) {
+    /// Tells the driver, whatever it asked for.
+    pub fn notify(&mut self) {
         let Some(mut call) = self.call.as_ref() else { return };
         match call.write(&1u64.to_ne_bytes()) {
             Ok(_) => {}
@@ -454,20 +498,23 @@ impl Queue {
     #[inline]
     pub fn fall_asleep(&mut self) -> bool {
         // Where no more can be taken, the end of an operation wakes the worker.
-        if self.stopped || self.full {
+        if self.full {
             return true;
         }
-        self.vring.fall_asleep()
+        if !self.replay.is_empty() {
+            return false;
+        }
+        self.stopped || self.vring.fall_asleep()
     }
 
-    /// Takes no more heads.
+    /// Takes no more heads off the ring.
     pub fn stop(&mut self) {
         self.stopped = true;
     }
 
     /// Whether nothing is under way.
     pub fn drained(&self) -> bool {
-        self.in_flight == 0
+        self.in_flight == 0 && self.replay.is_empty()
     }
 
     /// Where the ring goes on: the answer to GET_VRING_BASE.
@@ -501,63 +548,5 @@ fn forget(devices: &[Option<Device>], engine: &mut impl Engine) {
     let files: Vec<FileIx> = devices.iter().flatten().map(|d| d.file).collect();
     for file in files {
         engine.remove_file(file);
-    }
-}
-
-/// Transfers by way of a mapping; `false`, with nothing taken from the cursor, when it cannot be believed.
-#[inline]
-fn copied(mapping: &Mapping, write: bool, at: Sectors, cursor: &mut Cursor<'_>, len: u64) -> bool {
-    if mapping.broken() {
-        return false;
-    }
-    if !write && !mapping.readable(at.bytes(), len) {
-        return false;
-    }
-    let Some(file) = mapping.slice(at.bytes(), len) else { return false };
-    let mut ahead = *cursor;
-    let mut done = 0;
-    ahead.take(len, |slice| {
-        let here = file.part(done, slice.len());
-        done += if write { here.copy_from(&slice) } else { slice.copy_from(&here) };
-    });
-    if mapping.broken() {
-        return false;
-    }
-    *cursor = ahead;
-    true
-}
-
-/// Hands out a list of slices in order, in parts of any length.
-#[derive(Clone, Copy)]
-struct Cursor<'a> {
-    slices: &'a [HostSlice],
-    skip: usize,
-}
-
-impl<'a> Cursor<'a> {
-    #[inline]
-    fn new(slices: &'a [HostSlice]) -> Cursor<'a> {
-        Cursor { slices, skip: 0 }
-    }
-
-    #[inline]
-    fn take(&mut self, bytes: u64, mut f: impl FnMut(HostSlice)) {
-        let mut left = bytes as usize;
-        while left > 0 {
-            let Some(first) = self.slices.first() else { return };
-            let part = first.part(self.skip, left);
-            left -= part.len();
-            self.skip += part.len();
-            if self.skip == first.len() {
-                self.slices = &self.slices[1..];
-                self.skip = 0;
-            }
-            f(part);
-        }
-    }
-
-    #[inline]
-    fn skip(&mut self, bytes: u64) {
-        self.take(bytes, |_| {});
     }
 }

@@ -223,6 +223,7 @@ impl<'h> Run<'h> {
             guest,
             ring,
             base: hostile.base,
+            record: None,
             event_idx: hostile.event_idx,
             kick: dup(),
             call: Some(dup()),

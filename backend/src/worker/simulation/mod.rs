@@ -169,6 +169,7 @@ impl Rig {
                 guest: self.ground.guest.clone(),
                 ring: ring.expect("a ring in guest memory"),
                 base: next,
+                record: None,
                 event_idx: driver.event_idx,
                 kick,
                 call: Some(call),
