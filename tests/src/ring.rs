@@ -225,6 +225,11 @@ impl Ring {
         self.avail.store_u16(2, value);
     }
 
+    /// The available index as it was last published.
+    pub fn avail_idx(&self) -> u16 {
+        self.avail.load_u16(2)
+    }
+
     /// The used index as the device last published it.
     pub fn used_idx(&self) -> u16 {
         self.used.load_u16(2)
@@ -348,6 +353,13 @@ impl Ring {
             std::thread::yield_now();
         }
         true
+    }
+
+    /// A fresh ring whose indexes begin here, as those of a driver that has used it for long.
+    pub fn begin_at(&mut self, index: u16) {
+        self.used.store_u16(2, index);
+        self.resume_at(index);
+        self.want_interrupts(self.interrupts);
     }
 
     /// Forgets what is in flight and starts counting at the device's used index: what a driver does with a

@@ -275,6 +275,16 @@ pub fn single_region(gpa: u64, size: u64, user_addr: u64, mmap_offset: u64) -> V
     body
 }
 
+/// Payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD, padded as the C structure that front ends send.
+pub fn inflight(mmap_size: u64, mmap_offset: u64, queues: u16, queue_size: u16) -> [u8; 24] {
+    let mut body = [0; 24];
+    body[..8].copy_from_slice(&mmap_size.to_le_bytes());
+    body[8..16].copy_from_slice(&mmap_offset.to_le_bytes());
+    body[16..18].copy_from_slice(&queues.to_le_bytes());
+    body[18..20].copy_from_slice(&queue_size.to_le_bytes());
+    body
+}
+
 /// Payload of GET_CONFIG and SET_CONFIG.
 pub fn config(offset: u32, size: u32, flags: u32, data: &[u8]) -> Vec<u8> {
     let mut body = Vec::with_capacity(12 + data.len());

@@ -2,7 +2,7 @@
 //! cloud-hypervisor 54).
 
 use std::io::Result;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use super::{Order, PROTOCOL, Vmm};
 use crate::blk::Config;
@@ -34,7 +34,7 @@ impl Vmm {
         self.conn.tell(request::SET_OWNER, &[], &[])?;
         self.ask_features()?;
         if self.setup.reconnect {
-            self.protocol = PROTOCOL & !protocol::INFLIGHT_SHMFD;
+            // It says again what it chose at the first connection.
             self.conn.tell_u64(request::SET_PROTOCOL_FEATURES, self.protocol)?;
         } else {
             self.ask_protocol_features()?;
@@ -57,6 +57,9 @@ impl Vmm {
         }
         let offered = self.conn.ask_u64(request::GET_PROTOCOL_FEATURES)?;
         self.protocol = offered & PROTOCOL;
+        if !self.setup.inflight {
+            self.protocol &= !protocol::INFLIGHT_SHMFD;
+        }
         self.conn.tell_u64(request::SET_PROTOCOL_FEATURES, self.protocol)
     }
 
@@ -87,8 +90,8 @@ impl Vmm {
     pub fn start(&mut self) -> Result<()> {
         self.conn.tell_u64(request::SET_FEATURES, self.features)?;
         let one_by_one = self.setup.order == Order::Qemu && self.protocol & protocol::CONFIGURE_MEM_SLOTS != 0;
-        if self.setup.order == Order::Qemu && self.protocol & protocol::INFLIGHT_SHMFD != 0 {
-            self.inflight()?;
+        if self.setup.order == Order::Qemu {
+            self.track()?;
         }
         // QEMU too wants to know that the back end has mapped the memory.
         let acks = self.protocol & protocol::REPLY_ACK != 0;
@@ -102,9 +105,11 @@ impl Vmm {
             self.set_mem_table()?;
         }
         self.conn.set_acks(acks && self.setup.order == Order::CloudHypervisor);
+        if self.setup.order == Order::CloudHypervisor {
+            self.track()?;
+        }
         for index in 0..self.setup.queues {
-            let base = self.queues[usize::from(index)].ring.next_avail();
-            self.start_ring(index, base)?;
+            self.start_ring(index, self.base(index))?;
             if self.setup.order == Order::CloudHypervisor {
                 self.enable(index, true)?;
             }
@@ -123,6 +128,7 @@ impl Vmm {
         if self.setup.order == Order::CloudHypervisor {
             self.set_mem_table()?;
         }
+        self.track()?;
         for index in 0..self.setup.queues {
             self.start_ring(index, 0)?;
             self.enable(index, true)?;
@@ -175,14 +181,5 @@ impl Vmm {
             }
         }
         Ok(())
-    }
-
-    fn inflight(&self) -> Result<()> {
-        let mut ask = vec![0; 16];
-        ask.extend(self.setup.queues.to_le_bytes());
-        ask.extend(self.setup.queue_size.to_le_bytes());
-        let reply = self.conn.ask(request::GET_INFLIGHT_FD, &ask, &[])?;
-        let fd = reply.fds.first().ok_or_else(|| std::io::Error::other("GET_INFLIGHT_FD: no descriptor came"))?;
-        self.conn.tell(request::SET_INFLIGHT_FD, &reply.body, &[fd.as_fd()])
     }
 }

@@ -1,6 +1,7 @@
 //! A whole front end: connection, guest memory and rings, driven as a VMM and its guest drive them.
 
 mod connect;
+mod inflight;
 mod io;
 
 use std::io::Result;
@@ -13,6 +14,7 @@ use crate::memory::{GuestMemory, PAGE, RegionSpec};
 use crate::ring::{Place, Ring};
 use crate::wire::{Connection, protocol, request, single_region};
 
+pub use inflight::Inflight;
 pub use io::{Done, Failed};
 
 /// Whose order of messages to play.
@@ -46,6 +48,8 @@ pub struct Setup {
     pub interrupts: bool,
     /// Come back as cloud-hypervisor does: without asking for protocol features and configuration.
     pub reconnect: bool,
+    /// Have the back end track requests in flight, if it can.
+    pub inflight: bool,
 }
 
 impl Default for Setup {
@@ -60,6 +64,7 @@ impl Default for Setup {
             no_call: false,
             interrupts: true,
             reconnect: false,
+            inflight: true,
         }
     }
 }
@@ -104,6 +109,8 @@ pub struct Vmm {
     pub queue_num: u64,
     /// Configuration space at connect.
     pub config: Config,
+    /// The region in which the back end tracks requests in flight.
+    pub inflight: Option<Inflight>,
     rng: fastrand::Rng,
 }
 
@@ -154,6 +161,7 @@ impl Vmm {
             protocol: 0,
             queue_num: 1,
             config: Config::default(),
+            inflight: None,
             rng: fastrand::Rng::with_seed(7),
         };
         vmm.negotiate()?;
@@ -175,15 +183,6 @@ impl Vmm {
         Ok(vmm)
     }
 
-    /// Comes back over another connection with the guest's memory and rings as they are: the front end stayed
-    /// alive and the back end did not, or the other way about. Nothing may be in flight.
-    pub fn reconnect(&mut self, stream: UnixStream) -> Result<()> {
-        self.conn = Connection::new(stream)?;
-        self.setup.reconnect = true;
-        self.negotiate()?;
-        self.start()
-    }
-
     /// What a front end does when its guest resets the device: rings off and stopped, then, when the guest's
     /// driver is back, everything again over the same connection.
     pub fn reset(&mut self) -> Result<()> {
@@ -194,6 +193,8 @@ impl Vmm {
         if self.protocol & protocol::RESET_DEVICE != 0 {
             self.conn.tell(request::RESET_DEVICE, &[], &[])?;
         }
+        // Both front ends ask for another one when the next driver starts the device.
+        self.inflight = None;
         for index in 0..usize::from(self.setup.queues) {
             let event_idx = self.has(feature::EVENT_IDX);
             let queue = &mut self.queues[index];
