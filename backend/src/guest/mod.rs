@@ -14,10 +14,12 @@
 
 mod fault;
 mod inflight;
+mod log;
 mod mapping;
 mod split;
 
 pub use inflight::{Inflight, InflightError, Offer, Record};
+pub use log::{DirtyLog, LogError};
 pub use mapping::Mapping;
 pub use split::{Desc, RingError, SplitRing};
 
