@@ -116,6 +116,7 @@ impl Vring {
             return false;
         }
         let old = self.published;
+        self.ring.mark_entries(old, self.next_used);
         self.ring.set_used_idx(self.next_used);
         self.published = self.next_used;
         // The index must be visible before we look at what the driver asks for, or both sides could sleep.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::chain::Chain;
-use crate::guest::{Guest, Inflight, Record, RingError, SplitRing};
+use crate::guest::{DirtyLog, Guest, Inflight, LogError, Record, RingError, SplitRing};
 use crate::request::ID_LEN;
 use crate::worker::Worker;
 use crate::worker::pool::Pool;
@@ -24,6 +24,8 @@ pub struct Shared {
     pub guest: Mutex<Option<Arc<Guest>>>,
     /// Where requests under way are recorded, if the front end keeps such a place.
     pub inflight: Mutex<Option<Arc<Inflight>>>,
+    /// Where writing to guest memory is to be marked, while the front end asks for it.
+    pub log: Mutex<Option<Arc<DirtyLog>>>,
     /// Writes are complete only when they are on stable storage.
     pub write_through: Arc<AtomicBool>,
     /// Where workers come from.
@@ -87,6 +89,8 @@ enum StartError {
     NoMemory,
     #[error(transparent)]
     Ring(#[from] RingError),
+    #[error(transparent)]
+    Log(#[from] LogError),
     #[error("cannot start a worker: {0}")]
     Worker(#[from] std::io::Error),
 }
@@ -230,7 +234,12 @@ impl QueueControl {
         }
         let guest = self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let guest = guest.ok_or(StartError::NoMemory)?;
-        let ring = SplitRing::new(&guest, config.size, config.desc, config.avail, config.used)?;
+        let mut ring = SplitRing::new(&guest, config.size, config.desc, config.avail, config.used)?;
+        let log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(log) = log {
+            log.check_covers(&guest)?;
+            ring = ring.logged(log, config.used);
+        }
         let (record, base) = self.take_up(&ring, config);
         let worker = match &mut state.worker {
             Some(worker) => worker,

@@ -1,10 +1,11 @@
 //! One connected front end.
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
@@ -14,7 +15,7 @@ use super::config;
 use super::control::{QueueControl, Shared};
 use super::vring::{Memory, Vring, with_queues};
 use crate::disk::Disk;
-use crate::guest::{Guest, Inflight};
+use crate::guest::{DirtyLog, Guest, Inflight};
 use crate::limit::Limiter;
 use crate::limited;
 use crate::worker::pool::Pool;
@@ -25,6 +26,9 @@ pub struct Session {
     shared: Arc<Shared>,
     queues: Vec<Arc<QueueControl>>,
     acked: AtomicU64,
+    // The front end's dirty log, in use or not. Locked while what queues share is exchanged: messages come from two threads,
+    // the protocol's and the relay's, and neither may resume what the other has paused.
+    log: Mutex<Option<Arc<DirtyLog>>>,
     limiter: Mutex<Limiter>,
 }
 
@@ -37,6 +41,7 @@ impl Session {
             pool,
             guest: Mutex::new(None),
             inflight: Mutex::new(None),
+            log: Mutex::new(None),
             write_through: Arc::new(AtomicBool::new(true)),
             closing: AtomicBool::new(false),
         });
@@ -46,6 +51,7 @@ impl Session {
             disk,
             shared,
             acked: AtomicU64::new(0),
+            log: Mutex::new(None),
             limiter: Mutex::default(),
         })
     }
@@ -68,11 +74,14 @@ impl Session {
         }
         *self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.shared.log.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Requests under way are recorded in `region` from now on (SET_INFLIGHT_FD). A queue that is being served drains and
     /// goes on with it, so it does not matter whether queues were started before or after this.
     pub fn set_inflight(&self, region: Option<Arc<Inflight>>) {
+        let _exchanging = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         for queue in &self.queues {
             queue.pause();
         }
@@ -80,6 +89,57 @@ impl Session {
         for queue in &self.queues {
             queue.resume();
         }
+    }
+
+    /// Another dirty log (SET_LOG_BASE): `size` bytes of `file` from byte `offset` on. It is used while LOG_ALL is
+    /// negotiated. Nothing is marked in the one before it when this returns.
+    ///
+    /// # Errors
+    /// What is wrong with the log; then things are as they were.
+    pub fn set_log(&self, file: File, size: u64, offset: u64) -> io::Result<()> {
+        let log = DirtyLog::map(file, size, offset).map_err(|error| self.refused(error))?;
+        let mut current = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(guest) = &*self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner) {
+            log.check_covers(guest).map_err(|error| self.refused(error))?;
+        }
+        *current = Some(Arc::new(log));
+        self.switch_log(&mut current);
+        Ok(())
+    }
+
+    /// Marks what is written from now on, or no longer, as the front end has said by LOG_ALL and SET_LOG_BASE. Queues drain
+    /// only if that makes a difference.
+    fn switch_log(&self, current: &mut Option<Arc<DirtyLog>>) {
+        let in_use = || self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let logging = self.acked.load(Ordering::Relaxed) & VhostUserVirtioFeatures::LOG_ALL.bits() != 0;
+        let wanted = current.clone().filter(|_| logging);
+        let before = in_use().clone();
+        if wanted.as_ref().map(Arc::as_ptr) == before.as_ref().map(Arc::as_ptr) {
+            return;
+        }
+        if wanted.is_none() {
+            // The front end brings another one for its next migration.
+            *current = None;
+        }
+        if wanted.is_some() != before.is_some() {
+            let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = if wanted.is_some() { "begins" } else { "ends" };
+            limited!(limiter, info, "{}: the front end {now} to log dirty pages", self.shared.chain.name);
+        }
+        // A queue that starts in between has the new one already.
+        *in_use() = wanted;
+        for queue in &self.queues {
+            queue.pause();
+        }
+        for queue in &self.queues {
+            queue.resume();
+        }
+    }
+
+    fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limited!(limiter, error, "{}: {error}", self.shared.chain.name);
+        io::Error::other(error)
     }
 
     /// Largest ring that is offered, in entries.
@@ -126,8 +186,10 @@ impl VhostUserBackend for Session {
     }
 
     fn acked_features(&self, features: u64) {
+        // Also sent while queues are served, when a migration begins or ends: the same features with or without LOG_ALL.
         self.acked.store(features, Ordering::Relaxed);
         self.choose_cache_mode();
+        self.switch_log(&mut self.log.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -142,6 +204,7 @@ impl VhostUserBackend for Session {
         // The crate has disabled every vring by now, which drained them.
         self.acked.store(0, Ordering::Relaxed);
         self.choose_cache_mode();
+        self.switch_log(&mut self.log.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn set_event_idx(&self, _enabled: bool) {
@@ -186,14 +249,15 @@ impl VhostUserBackend for Session {
     }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        let _exchanging = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         // Nothing may touch the old regions when this returns: they are unmapped with their last user.
         for queue in &self.queues {
             queue.pause();
         }
-        let guest = Guest::new(memory.memory().into_inner()).map_err(|error| {
-            log::error!("{}: {error}", self.shared.chain.name);
-            io::Error::other(error)
-        })?;
+        let guest = Guest::new(memory.memory().into_inner()).map_err(|error| self.refused(error))?;
+        if let Some(log) = &*self.shared.log.lock().unwrap_or_else(PoisonError::into_inner) {
+            log.check_covers(&guest).map_err(|error| self.refused(error))?;
+        }
         *self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(guest));
         // All of them: one that lost its ring with an earlier change may have it back now.
         for queue in &self.queues {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use super::{Guest, HostSlice};
+use super::{DirtyLog, Guest, HostSlice};
 
 /// A descriptor as it was when it was read; the guest may have changed it since.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub struct SplitRing {
     avail: *mut u8,
     used: *mut u8,
     mask: u16,
+    // While the front end migrates its guest: its log, and the guest-physical address of the used ring.
+    log: Option<(Arc<DirtyLog>, u64)>,
     // Keeps the ring mapped.
     _guest: Arc<Guest>,
 }
@@ -85,8 +87,28 @@ impl SplitRing {
             avail: part("available ring", avail, 6 + 2 * n, 2)?,
             used: part("used ring", used, 6 + 8 * n, 4)?,
             mask: size - 1,
+            log: None,
             _guest: guest.clone(),
         })
+    }
+
+    /// What is written to the used ring, at guest-physical address `used`, is marked in `log` from now on.
+    pub fn logged(self, log: Arc<DirtyLog>, used: u64) -> SplitRing {
+        SplitRing { log: Some((log, used)), ..self }
+    }
+
+    /// Where writing to guest memory is to be marked, if it is.
+    #[inline]
+    pub fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref().map(|(log, _)| log)
+    }
+
+    /// Notes that `len` bytes at `offset` of the used ring have been written.
+    #[inline]
+    fn mark_used(&self, offset: usize, len: usize) {
+        if let Some((log, used)) = &self.log {
+            log.mark(used + offset as u64, len as u64);
+        }
     }
 
     /// Number of entries.
@@ -143,12 +165,14 @@ impl SplitRing {
     #[inline]
     pub fn set_used_idx(&self, index: u16) {
         Self::field(self.used, 2).store(index.to_le(), Ordering::Release);
+        self.mark_used(2, 2);
     }
 
     /// `used.flags`.
     #[inline]
     pub fn set_used_flags(&self, flags: u16) {
         Self::field(self.used, 0).store(flags.to_le(), Ordering::Relaxed);
+        self.mark_used(0, 2);
     }
 
     /// `avail_event`: the available index after which we want to be told (EVENT_IDX).
@@ -156,13 +180,31 @@ impl SplitRing {
     pub fn set_avail_event(&self, index: u16) {
         let at = 4 + 8 * usize::from(self.size());
         Self::field(self.used, at).store(index.to_le(), Ordering::Relaxed);
+        self.mark_used(at, 2);
     }
 
-    /// Writes the used entry at position `index` (modulo the size); not visible before [`SplitRing::set_used_idx`].
+    /// Notes that the used entries from position `from` up to `to` (modulo the size) have been written: once for all that
+    /// [`SplitRing::set_used_idx`] is about to publish, not once for each [`SplitRing::set_used`].
+    #[inline]
+    pub fn mark_entries(&self, from: u16, to: u16) {
+        if self.log.is_none() {
+            return;
+        }
+        let size = usize::from(self.size());
+        let (first, count) = (usize::from(from & self.mask), usize::from(to.wrapping_sub(from)).min(size));
+        let straight = count.min(size - first);
+        self.mark_used(4 + 8 * first, 8 * straight);
+        self.mark_used(4, 8 * (count - straight));
+    }
+
+    /// Writes the used entry at position `index` (modulo the size); not visible before [`SplitRing::set_used_idx`], and to
+    /// be marked by [`SplitRing::mark_entries`].
     #[inline]
     pub fn set_used(&self, index: u16, head: u16, len: u32) {
         let slot = usize::from(index & self.mask);
         let entry = u64::from(head) | (u64::from(len) << 32);
+        #[cfg(test)]
+        crate::sim::pause::reached();
         // SAFETY: 8 bytes at 4 + 8 * slot, slot < size, inside the used ring whose bounds `new` checked. The used ring is
         // aligned to 4, so the entry may not be aligned to 8.
         unsafe { self.used.add(4 + 8 * slot).cast::<u64>().write_unaligned(entry.to_le()) }

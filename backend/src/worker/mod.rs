@@ -3,6 +3,7 @@
 //! The control side talks to a worker by messages and waits for its answers; on the path of a request nothing is shared.
 
 mod cursor;
+mod dirty;
 pub mod ops;
 pub mod poll;
 pub mod pool;

@@ -14,6 +14,7 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 
 use super::cursor::{Cursor, copied};
+use super::dirty::Dirty;
 use super::ops::{Action, Device, Ops, Owner, Verdict};
 use super::returns::{Order, Returns, Ticket};
 use crate::chain::Chain;
@@ -95,6 +96,8 @@ pub struct Queue {
     returns: Returns,
     // Heads that a predecessor has left, the first one last.
     replay: Vec<u16>,
+    // While the front end migrates its guest.
+    dirty: Option<Box<Dirty>>,
     call: Option<File>,
     write_through: Arc<AtomicBool>,
     devices: Vec<Option<Device>>,
@@ -156,6 +159,7 @@ impl Queue {
             name: setup.name,
             chain: setup.chain,
             serial: setup.serial,
+            dirty: setup.ring.log().map(|log| Box::new(Dirty::new(log.clone(), setup.guest.clone()))),
             vring: Vring::new(setup.ring, base, setup.event_idx),
             returns,
             replay,
@@ -233,6 +237,11 @@ impl Queue {
         match self.request.parse(self.vring.ring(), &self.guest, head) {
             Ok((kind, status_byte)) => {
                 let slot = self.open(head, status_byte);
+                if let Some(dirty) = &mut self.dirty
+                    && matches!(kind, Kind::Read | Kind::GetId)
+                {
+                    dirty.begin(slot, &self.request.data);
+                }
                 match kind {
                     Kind::Read | Kind::Write => self.transfer(kind, slot, ops, engine),
                     Kind::Flush => self.flush(slot, ops, engine),
@@ -279,6 +288,9 @@ impl Queue {
         // Of a failed read nothing is known but the status byte (virtio 1.2, 2.7.8.2).
         let written = if slot.status == OK { slot.written + 1 } else { 1 };
         slot.status_byte.set_first(slot.status);
+        if let Some(dirty) = &mut self.dirty {
+            dirty.end(index, &slot.status_byte);
+        }
         let (head, ticket) = (slot.head, slot.ticket);
         self.free.push(index);
         self.in_flight -= 1;
@@ -293,6 +305,9 @@ impl Queue {
             Some(byte) => byte.write(&[IOERR]) as u32,
             None => 0,
         };
+        if let (Some(dirty), Some(byte)) = (&self.dirty, &self.request.status) {
+            dirty.wrote(byte);
+        }
         self.returns.ended(&mut self.vring, Ticket::NONE, head, written);
     }
 
@@ -472,8 +487,10 @@ impl Queue {
         if !self.vring.unpublished() {
             return;
         }
-        if (self.guest.broken() || self.returns.broken()) && !self.stopped {
-            // What was read of requests and rings may be zeroes that are not the guest's.
+        let unlogged = self.dirty.as_ref().is_some_and(|dirty| dirty.broken());
+        if (self.guest.broken() || self.returns.broken() || unlogged) && !self.stopped {
+            // What was read of requests and rings may be zeroes that are not the guest's, and what is not logged does not
+            // migrate.
             self.stopped = true;
             self.replay.clear();
             log::error!("{}: the front end has truncated memory that it shares; the queue stays stopped", self.name);
