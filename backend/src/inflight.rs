@@ -62,8 +62,8 @@ pub enum RecoveryError {
 /// Where a ring goes on.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Recovered {
-    /// The next entry of the available ring to take.
-    pub next_avail: u16,
+    /// The next entry of the available ring to take; a region that no one has used yet does not know.
+    pub next_avail: Option<u16>,
     /// Heads to be served before that, in this order.
     pub replay: Vec<u16>,
 }
@@ -85,14 +85,15 @@ impl Tracker {
     /// # Errors
     /// It cannot be a record of this ring.
     pub fn recover(record: Record, avail: u16, used: u16) -> Result<(Tracker, Recovered), RecoveryError> {
-        match record.version() {
+        let version = record.version();
+        match version {
             0 => {
                 (0..record.entries()).for_each(|head| record.set_inflight(head, false));
                 record.set_used_idx(used);
                 record.set_version();
             }
             VERSION => clear_last_batch(&record, used)?,
-            version => return Err(RecoveryError::Version(version)),
+            _ => return Err(RecoveryError::Version(version)),
         }
         let size = record.entries();
         let mut marked: Vec<(u64, u16)> =
@@ -105,8 +106,10 @@ impl Tracker {
         if count > 0 && (offered > size || count > offered) {
             return Err(RecoveryError::Marked { marked: count, offered, size, avail, used });
         }
-        let recovered =
-            Recovered { next_avail: used.wrapping_add(count), replay: marked.iter().map(|(_, head)| *head).collect() };
+        let recovered = Recovered {
+            next_avail: (version != 0).then(|| used.wrapping_add(count)),
+            replay: marked.iter().map(|(_, head)| *head).collect(),
+        };
         let counter = marked.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
         let last_batch_head = record.last_batch_head();
         let batch = Vec::with_capacity(usize::from(size));

@@ -240,7 +240,7 @@ impl QueueControl {
             log.check_covers(&guest)?;
             ring = ring.logged(log, config.used);
         }
-        let (record, base) = self.take_up(&ring, config);
+        let base = self.first_index(&ring, config);
         let worker = match &mut state.worker {
             Some(worker) => worker,
             none => none.insert(self.shared.pool.worker(&format!("queue-{}", self.index))?),
@@ -252,7 +252,7 @@ impl QueueControl {
             guest,
             ring,
             base,
-            record,
+            record: self.record(config.size),
             event_idx: config.event_idx,
             kick,
             call: dup(state.call.as_ref()),
@@ -264,33 +264,34 @@ impl QueueControl {
         Ok(())
     }
 
-    /// Where requests are recorded, and where the ring goes on if they are not.
-    ///
-    /// Then used.idx tells: whatever served the ring before in order has given back what stands in front of it, and a base
-    /// that is ahead leaves requests without an answer (cloud-hypervisor says avail.idx after a crash).
-    fn take_up(&self, ring: &SplitRing, config: RingConfig) -> (Option<Record>, u16) {
+    /// Where requests are recorded, if there is such a place.
+    fn record(&self, size: u16) -> Option<Record> {
         let inflight = self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(region) = &*inflight {
-            match Record::new(region, self.index, config.size) {
-                Some(record) => return (Some(record), config.base),
-                None => log::warn!(
-                    "{}: the in-flight region has no room for a ring of {} entries, which is served in order instead",
-                    self.name(),
-                    config.size
-                ),
-            }
+        let record = Record::new(inflight.as_ref()?, self.index, size);
+        if record.is_none() {
+            log::warn!(
+                "{}: the in-flight region has no room for a ring of {size} entries, which is served in order instead",
+                self.name()
+            );
         }
+        record
+    }
+
+    /// Where a ring goes on of which no record tells. used.idx does: a back end that serves in order has given back what
+    /// stands in front of it, and a base that is ahead would leave requests without an answer (cloud-hypervisor says
+    /// avail.idx after a crash).
+    fn first_index(&self, ring: &SplitRing, config: RingConfig) -> u16 {
         let used = ring.used_idx();
         let unanswered = config.base.wrapping_sub(used);
         if unanswered == 0 || unanswered > config.size {
-            return (None, config.base);
+            return config.base;
         }
         log::info!(
             "{}: goes on at used index {used} and not at {}, so that {unanswered} requests get their answer",
             self.name(),
             config.base
         );
-        (None, used)
+        used
     }
 
     fn stop(&self, state: &mut State) -> Option<u16> {

@@ -288,26 +288,20 @@ impl Sim {
         self.0.borrow_mut().disks[disk].truncate(len);
     }
 
+    /// The engine's process is killed, and not the machine: commands under way are done, done in part, or not, each before
+    /// another process takes over. Afterwards nothing is under way, and no file and no watch is known.
+    pub fn kill(&self) {
+        self.0.borrow_mut().end();
+    }
+
     /// The power goes. Of what was written and not synced, each sector keeps any of the contents it had since it was
     /// last durable; commands under way may have been done, done in part, or not. Afterwards nothing is under way, no
     /// file and no watch is known, and the devices hold what they kept.
     pub fn crash(&self) {
         let mut state = self.0.borrow_mut();
-        let mut unfinished: Vec<u32> =
-            state.running.iter().filter(|(_, r)| r.result.is_none()).map(|(token, _)| *token).collect();
-        unfinished.sort_unstable();
-        for token in unfinished {
-            if state.rng.bool() {
-                state.take_effect(token);
-            }
-        }
+        state.end();
         let State { disks, rng, .. } = &mut *state;
         disks.iter_mut().for_each(|disk| disk.crash(rng));
-        state.running.clear();
-        state.agenda.clear();
-        state.watches.clear();
-        state.files.clear();
-        state.asleep = false;
     }
 }
 
@@ -317,6 +311,23 @@ fn identity(file: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
 }
 
 impl State {
+    /// Nothing is under way any more.
+    fn end(&mut self) {
+        let mut unfinished: Vec<u32> =
+            self.running.iter().filter(|(_, r)| r.result.is_none()).map(|(token, _)| *token).collect();
+        unfinished.sort_unstable();
+        for token in unfinished {
+            if self.rng.bool() {
+                self.take_effect(token);
+            }
+        }
+        self.running.clear();
+        self.agenda.clear();
+        self.watches.clear();
+        self.files.clear();
+        self.asleep = false;
+    }
+
     fn put(&mut self, latency: u64, item: Item) {
         let delay = if latency == 0 { 0 } else { self.rng.u64(0..=latency) };
         let chance = self.rng.u32(..);

@@ -60,7 +60,7 @@ pub struct Setup {
     pub guest: Arc<Guest>,
     /// The ring in it.
     pub ring: SplitRing,
-    /// Available index to start at, where there is no record that knows better.
+    /// Available index to start at, where no record knows better.
     pub base: u16,
     /// Where requests under way are recorded for a successor; without, they end in the order in which they came.
     pub record: Option<Record>,
@@ -126,7 +126,8 @@ impl Queue {
             Some(record) => {
                 let found = Tracker::recover(record, setup.ring.avail_idx(), setup.ring.used_idx());
                 let (tracker, recovered) = found.map_err(std::io::Error::other)?;
-                (Returns::Recorded(tracker), recovered.next_avail, recovered.replay)
+                let base = recovered.next_avail.unwrap_or(setup.base);
+                (Returns::Recorded(tracker), base, recovered.replay)
             }
         };
         replay.reverse();

@@ -4,7 +4,7 @@
 //! nothing but a notification wakes it. It kicks only when it was asked to. So a wake-up lost by either side shows: both
 //! sleep.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::RawFd;
@@ -80,6 +80,8 @@ pub(super) struct Driver {
     pub lost: u16,
     free: Vec<u16>,
     flights: HashMap<u16, Flight>,
+    // Heads in the order in which they were made available, where they must come back in it.
+    order: Option<VecDeque<u16>>,
     mood: Mood,
     // Available index before the last publication, until the driver has looked whether to kick.
     kick: Option<u16>,
@@ -119,6 +121,8 @@ pub(super) struct Side {
     pub kicks: u64,
     /// Requests still to be made.
     pub left: u32,
+    /// Devices are killed now and then.
+    pub kills: bool,
     pub write_through: Arc<AtomicBool>,
     /// Changes with `write_through`.
     pub epoch: u64,
@@ -143,13 +147,13 @@ impl Side {
         bytes
     }
 
-    /// Another ring, at any index.
-    pub fn add_driver(&mut self) {
+    /// Another ring, at any index. `recorded`: its device keeps a record of what is under way; else heads come back in order.
+    pub fn add_driver(&mut self, recorded: bool) {
         let base = self.drivers.len() as u64 * 0x4000;
         let size = 1 << self.rng.u32(0..=5);
         let start = if self.rng.bool() { 0 } else { 65530 + self.rng.u16(..6) };
         // A device that broke off has taken more than it gave back; the driver forgot about them.
-        let lost = if self.rng.bool() { 0 } else { self.rng.u16(..) };
+        let lost = if recorded || self.kills || self.rng.bool() { 0 } else { self.rng.u16(..) };
         self.put(base, &[0; 0x2000]);
         let mut free: Vec<u16> = (0..size).collect();
         self.rng.shuffle(&mut free);
@@ -163,6 +167,7 @@ impl Side {
             lost,
             free,
             flights: HashMap::new(),
+            order: (!recorded).then(VecDeque::new),
             mood: Mood::Awake,
             kick: None,
             kick_fd: -1,
@@ -208,8 +213,8 @@ impl Side {
     }
 
     /// Holds the device to its word when it has had its turn: who asked to be told has been told.
-    pub fn check_told(&mut self) {
-        for q in 0..self.drivers.len() {
+    pub fn check_told(&mut self, served: impl Fn(usize) -> bool) {
+        for q in (0..self.drivers.len()).filter(|q| served(*q)) {
             if let Mood::Asleep(most) = self.drivers[q].mood
                 && self.unseen(q) > most
             {
@@ -319,6 +324,9 @@ impl Side {
             let (id, len) = (word(0), word(4));
             let driver = &mut self.drivers[q];
             driver.used = driver.used.wrapping_add(1);
+            if let Some(order) = &mut driver.order {
+                assert_eq!(order.pop_front().map(u32::from), Some(id), "queue {q} gives heads back out of order");
+            }
             let flight = u16::try_from(id).ok().and_then(|head| driver.flights.remove(&head));
             let Some(flight) = flight else {
                 panic!("queue {q}: the used ring gives back head {id}, which is not under way");
@@ -395,6 +403,7 @@ impl Side {
         let driver = &mut self.drivers[q];
         driver.burst -= 1;
         driver.flights.insert(head, flight);
+        driver.order.iter_mut().for_each(|order| order.push_back(head));
         let at = driver.avail() + 4 + 2 * u64::from(driver.next % driver.size);
         driver.next = driver.next.wrapping_add(1);
         self.put(at, &head.to_le_bytes());
