@@ -182,3 +182,6 @@ fn clear_last_batch(record: &Record, used: u16) -> Result<(), RecoveryError> {
     record.set_used_idx(used);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
