@@ -8,9 +8,11 @@
 
 pub mod bench;
 pub mod blk;
+pub mod crash;
 pub mod daemon;
 pub mod files;
 pub mod fuzz;
+pub mod locks;
 pub mod mapping;
 pub mod memory;
 pub mod model;

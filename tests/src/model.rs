@@ -94,7 +94,7 @@ impl Component {
     }
 
     /// Compares a sector with what was seen of it, and settles what was unsure.
-    fn matches(&mut self, at: u64, seen: &[u8]) -> bool {
+    pub fn matches(&mut self, at: u64, seen: &[u8]) -> bool {
         if std::mem::take(&mut self.unsure[at as usize]) && seen.iter().all(|&byte| byte == 0) {
             self.sector(at).fill(0);
         }

@@ -397,11 +397,16 @@ pub fn drain(fd: BorrowedFd<'_>) -> bool {
 
 /// Waits until `fd` is readable.
 pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
+    wait_any_readable(&[fd], timeout)
+}
+
+/// Waits until one of several is readable.
+pub fn wait_any_readable(fds: &[BorrowedFd<'_>], timeout: Duration) -> bool {
     let deadline = Instant::now() + timeout;
+    let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).expect("test bug: timeout out of range");
-        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
         match poll(&mut fds, Some(&left)) {
             Ok(ready) => return ready > 0,
             Err(rustix::io::Errno::INTR) => {}

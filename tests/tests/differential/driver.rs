@@ -4,6 +4,7 @@ use std::path::Path;
 
 use dm_tests::blk::{self, Data, Request, SECTOR, Segment, Shape, feature, kind, segments};
 use dm_tests::daemon::Daemon;
+use dm_tests::locks::Locks;
 use dm_tests::model::{Outcome, World};
 use dm_tests::rng;
 use dm_tests::vmm::{Done, Order, Setup, Vmm};
@@ -39,48 +40,6 @@ struct InFlight {
     op: Op,
     outcome: Outcome,
     touched: Vec<(usize, u64)>,
-}
-
-/// Which component sectors requests in flight use, so that no two of them race.
-struct Locks {
-    readers: Vec<Vec<u16>>,
-    written: Vec<Vec<bool>>,
-}
-
-impl Locks {
-    fn new(world: &World) -> Self {
-        let sectors = |c: &dm_tests::model::Component| c.unsure.len();
-        let sizes: Vec<usize> = world.components.iter().map(sectors).collect();
-        Locks {
-            readers: sizes.iter().map(|&n| vec![0; n]).collect(),
-            written: sizes.iter().map(|&n| vec![false; n]).collect(),
-        }
-    }
-
-    fn take(&mut self, touched: &[(usize, u64)], write: bool) -> bool {
-        let free = touched.iter().all(|&(c, s)| {
-            let s = s as usize;
-            !self.written[c][s] && (!write || self.readers[c][s] == 0)
-        });
-        for &(c, s) in touched.iter().filter(|_| free) {
-            if write {
-                self.written[c][s as usize] = true;
-            } else {
-                self.readers[c][s as usize] += 1;
-            }
-        }
-        free
-    }
-
-    fn release(&mut self, touched: &[(usize, u64)], write: bool) {
-        for &(c, s) in touched {
-            if write {
-                self.written[c][s as usize] = false;
-            } else {
-                self.readers[c][s as usize] -= 1;
-            }
-        }
-    }
 }
 
 impl Op {
