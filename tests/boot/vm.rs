@@ -137,11 +137,19 @@ pub struct Vm {
 impl Vm {
     /// Waits for a line that begins with the word `key`, and returns what follows it.
     pub fn wait_for(&mut self, key: &str) -> String {
+        match self.listen(key, PATIENCE) {
+            Some(value) => value,
+            None => panic!("the guest never said {key:?}"),
+        }
+    }
+
+    /// As [`Vm::wait_for`], for a time of its own; None if no such line came.
+    pub fn listen(&mut self, key: &str, time: Duration) -> Option<String> {
         let start = Instant::now();
         loop {
-            let line = match self.lines.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
+            let line = match self.lines.recv_timeout(time.saturating_sub(start.elapsed())) {
                 Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => panic!("the guest never said {key:?}"),
+                Err(RecvTimeoutError::Timeout) => return None,
                 Err(RecvTimeoutError::Disconnected) => panic!("QEMU ended before the guest said {key:?}"),
             };
             let value = line.strip_prefix(key).filter(|rest| rest.is_empty() || rest.starts_with(' '));
@@ -149,7 +157,7 @@ impl Vm {
             let failed = line.starts_with("end failed");
             self.seen.push(line);
             match value {
-                Some(value) => return value,
+                Some(value) => return Some(value),
                 None => assert!(!failed, "the guest's test failed before it said {key:?}"),
             }
         }
