@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use vhost::vhost_user::Listener;
 
 use crate::check;
@@ -36,12 +38,23 @@ impl Signals {
     /// # Errors
     /// The system's.
     pub fn block() -> nix::Result<Signals> {
-        let mut set = SigSet::empty();
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-            set.add(signal);
-        }
+        let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
         set.thread_block()?;
         Ok(Signals(set))
+    }
+
+    /// Sleeps. One of the signals ends the process: as long as it serves nothing, there is nothing to drain.
+    pub fn pause(duration: Duration) {
+        let Ok(timeout) = Timespec::try_from(duration) else { return };
+        let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+        let Ok(signals) = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
+            return std::thread::sleep(duration);
+        };
+        let _ = rustix::event::poll(&mut [PollFd::new(&signals, PollFlags::IN)], Some(&timeout));
+        if let Ok(Some(_)) = signals.read_signal() {
+            log::info!("asked to end before anything was served");
+            std::process::exit(0);
+        }
     }
 
     fn wait(&self) -> nix::Result<Signal> {

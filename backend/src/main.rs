@@ -11,7 +11,7 @@ use dm_table::{Diagnostic, Format, Source, TableFile};
 use log::LevelFilter;
 use vhost_user_dm::args::{Args, Command, Load, Log, Open};
 use vhost_user_dm::daemon::{self, Place, Signals};
-use vhost_user_dm::device::{self, Registry};
+use vhost_user_dm::device::{self, Patience, Registry};
 use vhost_user_dm::disk::{self, Disk, Loaded};
 use vhost_user_dm::frontend::config::Offer;
 use vhost_user_dm::{check, uring};
@@ -78,9 +78,10 @@ fn serve(args: &Args) -> Result<(), String> {
     if let Some(cpus) = &args.load.cpu_affinity {
         cpus.check().map_err(|e| format!("vhost-user-dm: {e}"))?;
     }
-    let (file, name) = table_file(&args.load)?;
+    // What a killed predecessor has left in the kernel must end before we serve: see `device::Patience`.
+    let mut registry = Registry::patient(Patience::new(Patience::COMMAND, Signals::pause));
+    let (file, name) = table_file(&args.load, &mut registry)?;
     let options = options(&args.load.open, args.load.offer(), args.load.serial.clone());
-    let mut registry = Registry::new();
     let loaded = load(&file, &name, &options, &mut registry)?;
     for warning in &loaded.warnings {
         log::warn!("{}", warning.trim_end());
@@ -98,19 +99,19 @@ fn load(file: &TableFile, name: &str, options: &disk::Options, registry: &mut Re
 }
 
 /// What to serve, and what to call it where it has no name of its own.
-fn table_file(load: &Load) -> Result<(TableFile, String), String> {
+fn table_file(load: &Load, registry: &mut Registry) -> Result<(TableFile, String), String> {
     match (&load.blk_file, &load.table) {
-        (Some(path), _) => whole_file(path, &load.open),
+        (Some(path), _) => whole_file(path, &load.open, registry),
         (None, Some(path)) => read_table(path, &load.open),
         (None, None) => Err("vhost-user-dm: neither --table nor --blk-file is given".into()),
     }
 }
 
-fn whole_file(path: &Path, open: &Open) -> Result<(TableFile, String), String> {
+fn whole_file(path: &Path, open: &Open, registry: &mut Registry) -> Result<(TableFile, String), String> {
     let text = path.to_str().ok_or_else(|| format!("vhost-user-dm: {}: the path is not UTF-8", path.display()))?;
     let options = device::Options { read_only: open.read_only, cache: open.cache.into() };
-    // Its own registry: the opening, its locks included, ends here and is done again for the chain.
-    let component = Registry::new().open(text, None, &options).map_err(|error| {
+    // The opening, its locks included, ends here and is done again for the chain.
+    let component = registry.open(text, None, &options).map_err(|error| {
         let help = error.help().map(|help| format!("\n  = help: {help}")).unwrap_or_default();
         format!("vhost-user-dm: --blk-file: {error}{help}")
     })?;
@@ -172,6 +173,7 @@ fn place(args: &Args, loaded: Loaded, devices: usize) -> Result<Vec<(Disk, Place
 fn run_check(table: &Path, open: &Open) -> Result<(), String> {
     let (file, name) = read_table(table, open)?;
     let options = options(open, Offer::default(), None);
+    // Asked what is, it does not wait for what will be: a component of a killed process is refused here.
     let loaded = load(&file, &name, &options, &mut Registry::new())?;
     print!("{}", check::report(&loaded));
     Ok(())

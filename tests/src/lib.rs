@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod files;
 pub mod fuzz;
 pub mod locks;
+pub mod loops;
 pub mod mapping;
 pub mod memory;
 pub mod model;

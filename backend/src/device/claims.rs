@@ -74,8 +74,8 @@ impl Host {
     /// Claims on exactly this device.
     fn direct(&self, disk: &Disk) -> Vec<Claim> {
         let mut claims: Vec<Claim> = self.mounted(disk).into_iter().collect();
-        if let Some(number) = disk.number().and_then(|number| parse_number(&number)) {
-            claims.extend(self.swap(Identity::Block { rdev: rustix::fs::makedev(number.0, number.1) }));
+        if let Some(rdev) = disk.rdev() {
+            claims.extend(self.swap(Identity::Block { rdev }));
         }
         claims.extend(disk.holders().iter().map(|holder| self.held(holder)));
         claims
@@ -177,11 +177,6 @@ fn identity(path: &Path) -> Option<Identity> {
         kind if kind.is_file() => Some(Identity::File { dev: meta.dev(), inode: meta.ino() }),
         _ => None,
     }
-}
-
-fn parse_number(number: &str) -> Option<(u32, u32)> {
-    let (major, minor) = number.split_once(':')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 fn name_some(mut names: Vec<String>) -> String {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -79,6 +80,8 @@ pub enum OpenError {
         reasons: Vec<String>,
         /// What releases the claims.
         help: String,
+        /// Whether no process that lives was found to have the claim.
+        passing: bool,
     },
     /// Another process holds image locks that exclude this use.
     #[error("{}: cannot be served {mode}: {why}", path.display())]
@@ -91,6 +94,16 @@ pub enum OpenError {
         why: String,
         /// Whether read-only serving would be possible.
         readable: bool,
+        /// Whether no process that lives was found to have the locks.
+        passing: bool,
+    },
+    /// What no living process holds did not become free in time.
+    #[error("{source}; it is not free after {:.0} seconds", waited.as_secs_f32())]
+    StillTaken {
+        /// The refusal.
+        source: Box<OpenError>,
+        /// How long was waited.
+        waited: Duration,
     },
     /// Direct I/O was demanded and cannot be had.
     #[error("{}: direct I/O is not possible: {why}", path.display())]
@@ -130,10 +143,16 @@ impl OpenError {
             Self::ReadOnly { .. } => "EROFS",
             Self::Empty { .. } | Self::NoDirectIo { .. } => "EINVAL",
             Self::Claimed { .. } | Self::Locked { .. } | Self::Conflict { .. } => "EBUSY",
+            Self::StillTaken { source, .. } => source.errno_name(),
             Self::NotFound { source, .. } => name_of(source, "ENOENT"),
             Self::Denied { source, .. } => name_of(source, "EACCES"),
             Self::Io { source, .. } => name_of(source, "EIO"),
         }
+    }
+
+    /// Whether the refusal can be expected to end by itself: see `fence`.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Claimed { passing: true, .. } | Self::Locked { passing: true, .. })
     }
 
     /// What would work, where that is known.
@@ -159,6 +178,11 @@ impl OpenError {
                     .into(),
             ),
             Self::Claimed { help, .. } => Some(help.clone()),
+            Self::StillTaken { .. } => Some(
+                "if the process that had it was killed, the kernel still has I/O of it: see whether the disk answers \
+                 (`dmesg`), then start again"
+                    .into(),
+            ),
             Self::Locked { readable: true, .. } => Some("stop the other process, or use --read-only".into()),
             Self::Locked { .. } => Some("stop the other process, or let both of them open it read-only".into()),
             Self::NoDirectIo { .. } => Some("--cache=auto or --cache=buffered uses the page cache".into()),

@@ -9,15 +9,16 @@
 //!
 //! The locks belong to the open file description, which is also the one that I/O goes through. They end when
 //! the kernel drops its last reference to it and not before, so a write that is still in flight after its
-//! process died keeps the next owner out.
+//! process died keeps the next owner out; how long that one waits is said in [`super::fence`].
 
-use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
 use nix::fcntl::{FcntlArg, fcntl};
+
+use super::holder::{self, Holder};
 
 const PERMISSION_BASE: i64 = 100;
 const UNSHARED_BASE: i64 = 200;
@@ -77,6 +78,8 @@ pub(super) enum Refusal {
         why: String,
         /// Whether we may still read.
         readable: bool,
+        /// Whether it can be expected to end by itself: nobody who lives has these locks.
+        passing: bool,
     },
     /// The file system has no locks.
     Unsupported(io::Error),
@@ -90,7 +93,9 @@ pub(super) fn acquire(file: &File, usage: Use) -> Result<(), Refusal> {
     for byte in used.chain(unshared) {
         set(file, byte, libc::F_RDLCK).map_err(|error| match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => {
-                Refusal::Held { why: format!("the whole file is locked by {}", holder(file, byte)), readable: false }
+                let holder = holder(file, byte);
+                let why = format!("the whole file is locked by {holder}");
+                Refusal::Held { why, readable: false, passing: holder.is_passing() }
             }
             _ => Refusal::Unsupported(error),
         })?;
@@ -104,14 +109,15 @@ fn check(file: &File, usage: Use) -> Result<(), Refusal> {
         if is_locked(file, permission.used_byte())? {
             let holder = holder(file, permission.used_byte());
             let why = format!("{holder} has it open for {}", permission.name());
-            return Err(Refusal::Held { why, readable: false });
+            return Err(Refusal::Held { why, readable: false, passing: holder.is_passing() });
         }
     }
     for permission in usage.permissions() {
         if is_locked(file, permission.unshared_byte())? {
             let holder = holder(file, permission.unshared_byte());
             let why = format!("{holder} has it open and allows no one else {}", permission.name());
-            return Err(Refusal::Held { why, readable: *permission == Permission::Write });
+            let readable = *permission == Permission::Write;
+            return Err(Refusal::Held { why, readable, passing: holder.is_passing() });
         }
     }
     Ok(())
@@ -151,71 +157,8 @@ fn is_locked(file: &File, byte: i64) -> Result<bool, Refusal> {
     Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
 }
 
-/// A process, for people.
-struct Process {
-    id: u32,
-    command: String,
-}
-
-impl fmt::Display for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {} ({})", self.id, self.command)
-    }
-}
-
-/// The process that locks a byte of the file. The kernel does not tell it with the lock, so it is looked for
-/// among the processes that this user may look into.
-fn holder(file: &File, byte: i64) -> String {
-    find_holder(file, byte).map_or_else(|| "another process".to_owned(), |process| process.to_string())
-}
-
-fn find_holder(file: &File, byte: i64) -> Option<Process> {
-    let meta = file.metadata().ok()?;
-    let inode = (meta.dev(), meta.ino());
-    let processes = fs::read_dir("/proc").ok()?.flatten();
-    let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let id = ids.find(|id| {
-        let own = (*id == std::process::id()).then(|| file.as_raw_fd());
-        locks_byte(*id, inode, byte, own)
-    })?;
-    let command = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
-    Some(Process { id, command: command.trim_end().to_owned() })
-}
-
-/// Whether a descriptor of the process, other than `except`, has a lock over the byte of the inode.
-fn locks_byte(process: u32, inode: (u64, u64), byte: i64, except: Option<RawFd>) -> bool {
-    let directory = format!("/proc/{process}/fd");
-    let Ok(descriptors) = fs::read_dir(&directory) else { return false };
-    let numbers = descriptors.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
-    numbers.filter(|number| Some(*number) != except).any(|number| {
-        let of_inode =
-            fs::metadata(format!("{directory}/{number}")).is_ok_and(|meta| (meta.dev(), meta.ino()) == inode);
-        let info = if of_inode { fs::read_to_string(format!("/proc/{process}/fdinfo/{number}")).ok() } else { None };
-        info.is_some_and(|info| info.lines().any(|line| covers(line, byte)))
-    })
-}
-
-/// Whether an fdinfo line (`lock:\t1: OFDLCK ADVISORY  READ -1 fe:00:1042 100 101`) is a lock over the byte.
-fn covers(line: &str, byte: i64) -> bool {
-    let Some(lock) = line.strip_prefix("lock:") else { return false };
-    let mut fields = lock.split_ascii_whitespace().rev();
-    let (end, start) = (fields.next(), fields.next());
-    let Some(start) = start.and_then(|start| start.parse::<i64>().ok()) else { return false };
-    let end = end.and_then(|end| if end == "EOF" { Some(i64::MAX) } else { end.parse().ok() });
-    end.is_some_and(|end| (start..=end).contains(&byte))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lock_line_of_fdinfo_is_read() {
-        let line = "lock:\t1: OFDLCK ADVISORY  READ -1 fe:00:10010671 100 101";
-        assert!(covers(line, 100) && covers(line, 101));
-        assert!(!covers(line, 99) && !covers(line, 102));
-        assert!(covers("lock:\t1: POSIX  ADVISORY  WRITE 7 fe:00:1 0 EOF", 201));
-        assert!(!covers("pos:\t101", 101));
-        assert!(!covers("lock:", 0));
-    }
+/// Who locks a byte of the file.
+fn holder(file: &File, byte: i64) -> Holder {
+    let Ok(meta) = file.metadata() else { return Holder::Unseen };
+    holder::of_lock((meta.dev(), meta.ino()), byte, file.as_raw_fd())
 }

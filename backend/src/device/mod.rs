@@ -16,6 +16,8 @@ mod claims;
 mod component;
 mod error;
 mod facts;
+mod fence;
+mod holder;
 mod limits;
 mod locks;
 mod lookup;
@@ -28,5 +30,6 @@ mod sysfs;
 
 pub use component::{Access, Cache, Component, Identity, Kind, Options};
 pub use error::OpenError;
+pub use fence::Patience;
 pub use limits::{Discard, DiscardMethod, Limits};
 pub use registry::Registry;

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::claims::{self, Claim};
 use super::component::{Component, Kind, Options};
 use super::error::OpenError;
+use super::holder::{self, Holder};
 use super::locks::{self, Refusal, Use};
 use super::lookup::{self, Located};
 use super::sysfs::Disk;
@@ -107,6 +108,7 @@ fn claimed(located: &Located, claims: &[Claim]) -> OpenError {
         path: located.path.clone(),
         reasons: claims.iter().map(|claim| claim.what.clone()).collect(),
         help: format!("{} first, or use --read-only", releases.join(" and ")),
+        passing: false,
     }
 }
 
@@ -161,26 +163,46 @@ fn refused(located: &Located, read_only: bool, errno: Errno) -> OpenError {
             source: errno.into(),
             readable: readable(),
         },
-        Errno::BUSY => OpenError::Claimed {
-            path,
-            reasons: vec![
-                "the kernel has it claimed for another exclusive user (a mount in another mount namespace, or a \
-                 process that serves it too)"
-                    .into(),
-            ],
-            help: "end that use first, or use --read-only".into(),
-        },
+        Errno::BUSY => busy(located),
         Errno::TXTBSY => OpenError::Claimed {
             path,
             reasons: vec!["it is a program that is running, or active swap".into()],
             help: "end that use first, or use --read-only".into(),
+            passing: false,
         },
         Errno::WOULDBLOCK => OpenError::Claimed {
             path,
             reasons: vec!["another process has a lease on it (a file server, often)".into()],
             help: "try again, or end that use".into(),
+            passing: false,
         },
         _ => OpenError::Io { path, doing: "cannot be opened", source: errno.into() },
+    }
+}
+
+/// The refusal of an exclusive open that nothing on this machine explains. The claim is on the whole disk and on each
+/// partition of it.
+fn busy(located: &Located) -> OpenError {
+    let disk = match located.kind {
+        Kind::Block { major, minor } => Disk::numbered(major, minor),
+        Kind::File => None,
+    };
+    let mut related: Vec<Disk> = disk.iter().flat_map(Disk::partitions).collect();
+    related.extend(disk.as_ref().and_then(Disk::whole));
+    let mut numbers: Vec<u64> = related.iter().filter_map(Disk::rdev).collect();
+    numbers.push(located.stat.st_rdev);
+    let holder = holder::of_devices(&numbers);
+    let who = match &holder {
+        Holder::Dying(_) => format!(": {holder} has it open for writing"),
+        Holder::Live(_) | Holder::Unseen => {
+            " (a mount in another mount namespace, or a process that serves it too)".to_owned()
+        }
+    };
+    OpenError::Claimed {
+        path: located.path.clone(),
+        reasons: vec![format!("the kernel has it claimed for another exclusive user{who}")],
+        help: "end that use first, or use --read-only".into(),
+        passing: holder.is_passing(),
     }
 }
 
@@ -188,8 +210,9 @@ fn take_locks(file: &File, located: &Located, read_only: bool, warnings: &mut Ve
     let (usage, mode) = if read_only { (Use::Read, "read-only") } else { (Use::Write, "writable") };
     match locks::acquire(file, usage) {
         Ok(()) => Ok(()),
-        Err(Refusal::Held { why, readable }) => {
-            Err(OpenError::Locked { path: located.path.clone(), mode, why, readable: readable && !read_only })
+        Err(Refusal::Held { why, readable, passing }) => {
+            let readable = readable && !read_only;
+            Err(OpenError::Locked { path: located.path.clone(), mode, why, readable, passing })
         }
         Err(Refusal::Unsupported(error)) => {
             warnings.push(format!("it cannot be locked against other processes ({error})"));

@@ -5,9 +5,9 @@ use std::sync::{Arc, Weak};
 
 use super::component::{Access, Cache, Component, Identity, Options};
 use super::error::OpenError;
+use super::fence::{Fence, Patience};
 use super::locks;
 use super::lookup::{self, Located};
-use super::open;
 
 /// The components that a process has open, by identity.
 ///
@@ -16,6 +16,7 @@ use super::open;
 #[derive(Debug, Default)]
 pub struct Registry {
     open: HashMap<Identity, Openings>,
+    fence: Fence,
 }
 
 /// The openings of one component.
@@ -26,9 +27,14 @@ struct Openings {
 }
 
 impl Registry {
-    /// A registry without components.
+    /// A registry without components. What others have is refused at once.
     pub fn new() -> Registry {
         Registry::default()
+    }
+
+    /// The same, but what nobody who lives has is waited for: see [`Patience`].
+    pub fn patient(patience: Patience) -> Registry {
+        Registry { open: HashMap::new(), fence: Fence::new(patience) }
     }
 
     /// Opens the component that a table names, or gives the opening that serves for this use too.
@@ -54,8 +60,8 @@ impl Registry {
             return fits(&component, &located, opts.cache).map(|()| component);
         }
         let component = match &reader {
-            None => Arc::new(open::open(&located, opts)?),
-            Some(reader) => beside(reader, &located, opts)?,
+            None => Arc::new(self.fence.open(&located, opts)?),
+            Some(reader) => beside(&mut self.fence, reader, &located, opts)?,
         };
         let opening = if opts.read_only { &mut openings.reader } else { &mut openings.writer };
         *opening = Arc::downgrade(&component);
@@ -66,11 +72,16 @@ impl Registry {
 /// Opens a writer beside this process's own reader. The reader's locks cannot be told from a stranger's, so
 /// those that exclude a writer are given up; from then on the writer's locks, which the reader keeps alive,
 /// stand for both. A stranger who writes in between makes the opening fail.
-fn beside(reader: &Arc<Component>, located: &Located, opts: &Options) -> Result<Arc<Component>, OpenError> {
+fn beside(
+    fence: &mut Fence,
+    reader: &Arc<Component>,
+    located: &Located,
+    opts: &Options,
+) -> Result<Arc<Component>, OpenError> {
     let io_error = |source| OpenError::Io { path: located.path.clone(), doing: "cannot change its locks", source };
     // A file system without locks has already been warned of, and there is nothing to give up.
     let locked = locks::let_writer_in(&reader.file).is_ok();
-    match open::open(located, opts) {
+    match fence.open(located, opts) {
         Ok(writer) => {
             let writer = Arc::new(writer);
             // Never set before: a writer that a reader keeps alive is found by its Weak and shared.

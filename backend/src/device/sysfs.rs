@@ -37,6 +37,13 @@ impl Disk {
         self.text("dev")
     }
 
+    /// The same as stat(2) gives it.
+    pub fn rdev(&self) -> Option<u64> {
+        let number = self.number()?;
+        let (major, minor) = number.split_once(':')?;
+        Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
+    }
+
     /// The node's path below `/dev`, as devtmpfs and udev create it.
     pub fn node(&self) -> Option<PathBuf> {
         let uevent = self.text("uevent")?;

@@ -1,0 +1,131 @@
+//! Loop devices and the file systems on them that a test may freeze, fill or take away. They need root.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::files;
+
+/// Why this process cannot have loop devices with file systems; `None` where it can.
+pub fn missing() -> Option<&'static str> {
+    if !crate::skip::is_root() {
+        return Some("loop devices and mounts need root");
+    }
+    if !Path::new("/dev/loop-control").exists() {
+        return Some("there is no /dev/loop-control");
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let has = |name: &str| std::env::split_paths(&paths).any(|dir| dir.join(name).is_file());
+    let tools = ["losetup", "mke2fs", "fsfreeze", "mount", "umount"];
+    if tools.iter().all(|name| has(name)) { None } else { Some("one of losetup, mke2fs, fsfreeze, mount is missing") }
+}
+
+fn run<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> io::Result<String> {
+    let output = Command::new(program).args(args).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(io::Error::other(format!("{program}: {said}")))
+    }
+}
+
+/// A loop device, detached on drop.
+#[derive(Debug)]
+pub struct Loop {
+    /// Its node.
+    pub node: PathBuf,
+}
+
+impl Loop {
+    /// A loop device over a file. With `direct` it goes past the page cache of the file's file system, so that what
+    /// happens to the file is seen at once.
+    pub fn attach(file: &Path, direct: bool) -> io::Result<Loop> {
+        let mode = if direct { "--direct-io=on" } else { "--direct-io=off" };
+        let args: [&OsStr; 4] = ["--find".as_ref(), "--show".as_ref(), mode.as_ref(), file.as_ref()];
+        Ok(Loop { node: PathBuf::from(run("losetup", args)?.trim()) })
+    }
+
+    /// Takes the backing file away; the device goes when its last user closes it.
+    pub fn detach(&self) -> io::Result<()> {
+        run("losetup", ["-d".as_ref(), self.node.as_os_str()]).map(drop)
+    }
+
+    /// Tells the device that its file has another size.
+    pub fn resize(&self) -> io::Result<()> {
+        run("losetup", ["-c".as_ref(), self.node.as_os_str()]).map(drop)
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = self.detach();
+    }
+}
+
+/// A small ext4 on a loop device, mounted; everything goes on drop.
+#[derive(Debug)]
+pub struct LoopFs {
+    at: PathBuf,
+    // In this order: unmounted (by our own drop), detached, removed.
+    _device: Loop,
+    _dir: TempDir,
+}
+
+impl LoopFs {
+    /// An ext4 of `bytes` bytes.
+    pub fn mount(bytes: u64) -> io::Result<LoopFs> {
+        let dir = files::disk_dir();
+        let image = dir.path().join("fs.img");
+        files::sparse(&image, bytes);
+        let options = ["-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
+        run("mke2fs", options.iter().map(OsStr::new).chain([image.as_os_str()]))?;
+        let device = Loop::attach(&image, false)?;
+        let at = dir.path().join("mnt");
+        std::fs::create_dir(&at)?;
+        run("mount", ["-t".as_ref(), "ext4".as_ref(), device.node.as_os_str(), at.as_os_str()])?;
+        Ok(LoopFs { at, _device: device, _dir: dir })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+
+    /// Whatever writes to it from now on waits in the kernel until the result is dropped. That must come before a killed
+    /// process is waited for, which may hang in such a write.
+    pub fn freeze(&self) -> io::Result<Frozen<'_>> {
+        run("fsfreeze", ["-f".as_ref(), self.at.as_os_str()])?;
+        Ok(Frozen(&self.at))
+    }
+
+    /// Mounts it again in another way: `"ro"`, `"rw"`.
+    pub fn remount(&self, how: &str) -> io::Result<()> {
+        run("mount", ["-o".as_ref(), OsStr::new(&format!("remount,{how}")), self.at.as_os_str()]).map(drop)
+    }
+}
+
+impl Drop for LoopFs {
+    fn drop(&mut self) {
+        // A process of the test may need a moment to let go of it.
+        let gone = run("umount", [&self.at]).or_else(|_| run("umount", ["-l".as_ref(), self.at.as_os_str()]));
+        if let Err(error) = gone {
+            eprintln!("cannot unmount {}: {error}", self.at.display());
+        }
+    }
+}
+
+/// A file system that is frozen. See [`LoopFs::freeze`].
+#[derive(Debug)]
+pub struct Frozen<'a>(&'a Path);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = run("fsfreeze", ["-u".as_ref(), self.0.as_os_str()]) {
+            eprintln!("cannot thaw {}: {error}", self.0.display());
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! What happens when the medium or the memory under requests goes, stops or fails: on real file systems and loop devices.
+#![allow(missing_docs)]
+
+mod fence;
+
+const SECTOR: usize = 512;
