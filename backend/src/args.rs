@@ -133,6 +133,10 @@ pub struct Open {
     #[arg(long, value_enum, default_value_t = Cache::Auto)]
     pub cache: Cache,
 
+    /// A migrating guest brings its disk here: lock the components when it arrives, as the source has them until then
+    #[arg(long)]
+    pub incoming: bool,
+
     /// Take the table for the concise format (name,uuid,minor,flags,table;...) without looking at it
     #[arg(long)]
     pub concise: bool,

@@ -9,6 +9,8 @@ use dm_table::{DevRef, Device, Diagnostic, Sectors, Span, TableFile};
 use crate::chain::Chain;
 use crate::device::{self, Component, Identity, Registry};
 use crate::frontend::config::Offer;
+use crate::hold::Hold;
+use crate::limit::Limits;
 use crate::map::{DevIx, LookupError, Lower, Map};
 use crate::request::ID_LEN;
 
@@ -20,6 +22,8 @@ pub struct Disk {
     pub table: String,
     /// Map and components.
     pub chain: Arc<Chain>,
+    /// Whether the components are ours to write.
+    pub hold: Arc<Hold>,
     /// Answer to GET_ID, filled up with zeroes.
     pub serial: [u8; ID_LEN],
     /// Queues and ring size.
@@ -35,6 +39,8 @@ pub struct Options {
     pub read_only: bool,
     /// How component devices are cached on this machine.
     pub cache: device::Cache,
+    /// A guest brings the components along when it migrates: see [`crate::hold`].
+    pub incoming: bool,
     /// Queues and ring size.
     pub offer: Offer,
     /// Answer to GET_ID; by default the uuid, or the name.
@@ -104,14 +110,17 @@ fn disk(device: &Device, map: Arc<Map>, components: &[Arc<Component>], name: &st
     for (to, from) in serial.iter_mut().zip(text.bytes()) {
         *to = from;
     }
+    let chain = Arc::new(Chain {
+        name: name.clone(),
+        map,
+        components: components.to_vec(),
+        read_only: options.read_only || device.read_only,
+        limits: Limits::default(),
+    });
     Disk {
         table: device.table.to_string(),
-        chain: Arc::new(Chain {
-            name: name.clone(),
-            map,
-            components: components.to_vec(),
-            read_only: options.read_only || device.read_only,
-        }),
+        hold: Arc::new(Hold::new(&chain, options.incoming)),
+        chain,
         serial,
         offer: options.offer,
         chose_write_through: AtomicBool::new(false),
@@ -191,7 +200,7 @@ impl Loader<'_> {
     }
 
     fn open(&mut self, dev: &DevRef, read_only: bool) -> Result<DevIx, LookupError> {
-        let options = device::Options { read_only, cache: self.options.cache };
+        let options = device::Options { read_only, cache: self.options.cache, incoming: self.options.incoming };
         let component = self.registry.open(&dev.text, dev.major_minor(), &options).map_err(|error| LookupError {
             errno: error.errno_name(),
             why: error.to_string(),
@@ -234,7 +243,13 @@ mod tests {
 
     fn load_text(text: &str) -> Result<Loaded, Diagnostic> {
         let file = dm_table::parse(Arc::new(Source::new("test", text)), Format::Auto)?;
-        let options = Options { read_only: false, cache: device::Cache::Auto, offer: Offer::default(), serial: None };
+        let options = Options {
+            read_only: false,
+            cache: device::Cache::Auto,
+            incoming: false,
+            offer: Offer::default(),
+            serial: None,
+        };
         load(&file, "test", &options, &mut Registry::new())
     }
 

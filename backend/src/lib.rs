@@ -2,7 +2,8 @@
 //!
 //! One request's way: [`vring`] gives a head, [`request`] makes a block request of it, [`worker`] cuts it by the [`map`]
 //! into operations, an [`engine`] does them on [`device`] components, and the head goes back with a status. [`frontend`]
-//! decides when a queue is served, [`disk`] what, [`daemon`] on which socket.
+//! decides when a queue is served, [`disk`] what, [`daemon`] on which
+//! socket, and [`server`] for whom.
 #![deny(unsafe_code)]
 
 pub mod args;
@@ -14,10 +15,12 @@ pub mod disk;
 pub mod engine;
 pub mod frontend;
 pub mod guest;
+pub mod hold;
 pub mod inflight;
 pub mod limit;
 pub mod map;
 pub mod request;
+pub mod server;
 pub mod sim;
 pub mod socket;
 pub mod uring;

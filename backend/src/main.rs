@@ -91,7 +91,7 @@ fn serve(args: &Args) -> Result<(), String> {
 }
 
 fn options(open: &Open, offer: Offer, serial: Option<String>) -> disk::Options {
-    disk::Options { read_only: open.read_only, cache: open.cache.into(), offer, serial }
+    disk::Options { read_only: open.read_only, cache: open.cache.into(), incoming: open.incoming, offer, serial }
 }
 
 fn load(file: &TableFile, name: &str, options: &disk::Options, registry: &mut Registry) -> Result<Loaded, String> {
@@ -109,7 +109,7 @@ fn table_file(load: &Load, registry: &mut Registry) -> Result<(TableFile, String
 
 fn whole_file(path: &Path, open: &Open, registry: &mut Registry) -> Result<(TableFile, String), String> {
     let text = path.to_str().ok_or_else(|| format!("vhost-user-dm: {}: the path is not UTF-8", path.display()))?;
-    let options = device::Options { read_only: open.read_only, cache: open.cache.into() };
+    let options = device::Options { read_only: open.read_only, cache: open.cache.into(), incoming: open.incoming };
     // The opening, its locks included, ends here and is done again for the chain.
     let component = registry.open(text, None, &options).map_err(|error| {
         let help = error.help().map(|help| format!("\n  = help: {help}")).unwrap_or_default();

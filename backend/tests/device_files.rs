@@ -13,8 +13,8 @@ use dm_table::Sectors;
 use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl};
 use vhost_user_dm::device::{Access, Cache, DiscardMethod, Options, Registry};
 
-const BUFFERED: Options = Options { read_only: false, cache: Cache::Buffered };
-const DIRECT: Options = Options { read_only: false, cache: Cache::Direct };
+const BUFFERED: Options = Options { read_only: false, cache: Cache::Buffered, incoming: false };
+const DIRECT: Options = Options { read_only: false, cache: Cache::Direct, incoming: false };
 
 fn flags(file: impl AsFd) -> OFlags {
     fcntl_getfl(file).expect("F_GETFL")
@@ -62,7 +62,7 @@ fn a_file_has_sector_blocks_and_its_file_systems_physical_blocks() {
 /// Opens with `Cache::Auto` and checks that the file is read just as the component says it must be.
 fn check_access(path: &Path) -> Access {
     let component = open(path, &RW).expect("a file");
-    let set = flags(&component.file);
+    let set = flags(component.file());
     match component.access {
         Access::Direct { mem_align, offset_align } => {
             assert!(set.contains(OFlags::DIRECT) && takes_direct(path));
@@ -71,7 +71,7 @@ fn check_access(path: &Path) -> Access {
             let mem = mem_align as usize;
             let mut buffer = vec![0_u8; 1 << 16];
             let start = buffer.as_ptr().align_offset(4096.max(2 * mem)) + mem;
-            let read = component.file.read_at(&mut buffer[start..start + offset_align as usize], offset_align.into());
+            let read = component.file().read_at(&mut buffer[start..start + offset_align as usize], offset_align.into());
             assert_eq!(read.expect("an aligned read"), offset_align as usize);
         }
         Access::Buffered | Access::Mapped => assert!(!set.contains(OFlags::DIRECT)),
@@ -80,7 +80,7 @@ fn check_access(path: &Path) -> Access {
         assert!(component.mapping.is_some());
     }
     assert!(!set.contains(OFlags::NONBLOCK), "an engine would give EAGAIN to the guest");
-    let close_on_exec = rustix::io::fcntl_getfd(&component.file).expect("F_GETFD");
+    let close_on_exec = rustix::io::fcntl_getfd(component.file()).expect("F_GETFD");
     assert!(close_on_exec.contains(rustix::io::FdFlags::CLOEXEC));
     component.access
 }
@@ -146,7 +146,7 @@ fn the_page_cache_can_be_demanded() {
     let dir = dir();
     let component = open(&image(dir.path(), "disk.img", 1 << 20), &BUFFERED).expect("a file");
     assert_eq!(component.access, Access::Buffered);
-    assert!(!flags(&component.file).contains(OFlags::DIRECT));
+    assert!(!flags(component.file()).contains(OFlags::DIRECT));
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn a_file_in_memory_is_mapped_and_punches_holes() {
     // Swap would make touching a page wait for a disk.
     let swap = fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1);
     assert_eq!(component.access, if swap { Access::Buffered } else { Access::Mapped });
-    assert!(!flags(&component.file).contains(OFlags::DIRECT));
+    assert!(!flags(component.file()).contains(OFlags::DIRECT));
     assert_eq!(component.limits.discard.map(|discard| discard.method), Some(DiscardMethod::PunchHole));
     assert!(component.limits.write_zeroes);
     drop(component);
@@ -194,7 +194,7 @@ fn probing_for_discard_changes_nothing() {
         assert_eq!(fs::read(&path).expect("data"), data);
         // And the answer is true: a hole can be punched where the data is.
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let works = fallocate(&component.file, punch, 0, 4096).is_ok();
+        let works = fallocate(component.file(), punch, 0, 4096).is_ok();
         assert_eq!(component.limits.discard.is_some(), works);
         assert_eq!(component.limits.write_zeroes, works);
     }
@@ -220,10 +220,10 @@ fn a_file_system_without_holes_has_no_discard() {
 fn read_only_changes_nothing_and_offers_no_discard() {
     let dir = dir();
     let path = image(dir.path(), "disk.img", 1 << 20);
-    let component = open(&path, &Options { read_only: true, cache: Cache::Buffered }).expect("a file");
+    let component = open(&path, &Options { read_only: true, cache: Cache::Buffered, incoming: false }).expect("a file");
     assert!(component.read_only);
     assert_eq!((component.limits.discard, component.limits.write_zeroes), (None, false));
-    assert!(component.file.write_at(b"x", 0).is_err());
+    assert!(component.file().write_at(b"x", 0).is_err());
     assert_eq!(
         component.describe(),
         format!("{}: file, 2048 sectors, 512-byte blocks, buffered, no discard, read-only", path.display())

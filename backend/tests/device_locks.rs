@@ -73,7 +73,7 @@ fn locks_last_as_long_as_the_description() {
     let dir = dir();
     let path = image(dir.path(), "disk.img", 1 << 20);
     let writer = open(&path, &RW).expect("nobody is there");
-    let reference = writer.file.try_clone().expect("dup");
+    let reference = writer.file().try_clone().expect("dup");
     drop(writer);
     locked(&path, &RW);
     drop(reference);

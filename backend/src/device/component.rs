@@ -1,7 +1,6 @@
 //! An open component device and what is known about it.
 
 use std::fmt::Write as _;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -9,6 +8,7 @@ use dm_table::Sectors;
 
 use crate::guest::Mapping;
 
+use super::handover::Held;
 use super::limits::{DiscardMethod, Limits};
 
 /// How the data of components may be cached on this machine.
@@ -77,14 +77,15 @@ pub struct Options {
     pub read_only: bool,
     /// Caching of the data on this machine.
     pub cache: Cache,
+    /// The process that serves it now hands it over later: see `handover`. Meaningless for reading alone.
+    pub incoming: bool,
 }
 
 /// An open component device. Opened by [`super::Registry::open`], closed when its last user drops it.
 #[derive(Debug)]
 pub struct Component {
-    /// The open file. Image locks and an exclusive claim belong to its open file description, so they last
-    /// until the kernel has dropped the last reference to it, including that of a write in flight.
-    pub file: File,
+    /// The open file, see [`Component::file`].
+    pub(super) held: Held,
     /// The kernel's disk name (`vda1`) or the file's name (`disk.img`).
     pub name: String,
     /// The path as the user wrote it; for `major:minor` the device node that was found.

@@ -134,6 +134,13 @@ pub(super) fn shut_writers_out(reader: &File) -> io::Result<()> {
     UNSHARED.iter().try_for_each(|permission| set(reader, permission.unshared_byte(), libc::F_RDLCK))
 }
 
+/// Gives up all locks, and lets anyone in.
+pub(super) fn release(file: &File) -> io::Result<()> {
+    let all = [Permission::ConsistentRead, Permission::Write, Permission::Resize];
+    let bytes = all.iter().flat_map(|permission| [permission.used_byte(), permission.unshared_byte()]);
+    bytes.into_iter().try_for_each(|byte| set(file, byte, libc::F_UNLCK))
+}
+
 fn lock_of(byte: i64, kind: libc::c_int) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,

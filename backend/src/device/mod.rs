@@ -17,6 +17,7 @@ mod component;
 mod error;
 mod facts;
 mod fence;
+mod handover;
 mod holder;
 mod limits;
 mod locks;

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::claims::{self, Claim};
 use super::component::{Component, Kind, Options};
 use super::error::OpenError;
+use super::handover::Held;
 use super::holder::{self, Holder};
 use super::locks::{self, Refusal, Use};
 use super::lookup::{self, Located};
@@ -26,8 +27,11 @@ pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenE
     };
     let mut warnings = Vec::new();
     check_claims(located, disk.as_ref(), opts.read_only, &mut warnings)?;
-    let file = open_file(located, opts.read_only)?;
-    take_locks(&file, located, opts.read_only, &mut warnings)?;
+    let file = open_file(located, opts)?;
+    let later = opts.incoming && !opts.read_only;
+    if !later {
+        take_locks(&file, located, opts.read_only, &mut warnings)?;
+    }
 
     let path = &located.path;
     let io_error = |doing| {
@@ -51,7 +55,7 @@ pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenE
         None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
     };
     Ok(Component {
-        file,
+        held: Held::new(file, !later),
         name,
         path: path.clone(),
         kind: located.kind,
@@ -113,12 +117,13 @@ fn claimed(located: &Located, claims: &[Claim]) -> OpenError {
 }
 
 /// Opens exactly the object that was found, and checks that it is.
-fn open_file(located: &Located, read_only: bool) -> Result<File, OpenError> {
+fn open_file(located: &Located, opts: &Options) -> Result<File, OpenError> {
+    let read_only = opts.read_only;
     let mut flags = OFlags::CLOEXEC | if read_only { OFlags::RDONLY } else { OFlags::RDWR };
     flags |= match located.kind {
         // The claim that mounts, md, dm and swap make too: each excludes all others, and while we have it the
         // machine can neither mount the device nor put anything on it.
-        Kind::Block { .. } if !read_only => OFlags::EXCL,
+        Kind::Block { .. } if !read_only && !opts.incoming => OFlags::EXCL,
         Kind::Block { .. } => OFlags::empty(),
         // Another process's lease must not make us wait.
         Kind::File => OFlags::NONBLOCK,

@@ -80,7 +80,7 @@ fn beside(
 ) -> Result<Arc<Component>, OpenError> {
     let io_error = |source| OpenError::Io { path: located.path.clone(), doing: "cannot change its locks", source };
     // A file system without locks has already been warned of, and there is nothing to give up.
-    let locked = locks::let_writer_in(&reader.file).is_ok();
+    let locked = locks::let_writer_in(&reader.file()).is_ok();
     match fence.open(located, opts) {
         Ok(writer) => {
             let writer = Arc::new(writer);
@@ -90,7 +90,7 @@ fn beside(
         }
         Err(error) => {
             if locked {
-                locks::shut_writers_out(&reader.file).map_err(io_error)?;
+                locks::shut_writers_out(&reader.file()).map_err(io_error)?;
             }
             Err(error)
         }

@@ -6,13 +6,14 @@ use std::sync::OnceLock;
 
 use dm_table::Sectors;
 
+use super::handover::Held;
 use super::{Access, Component, Identity, Kind, Limits};
 
 impl Component {
     /// Component number `number`, whose data is not in `file` but with the engine that knows it by `file`.
     pub(crate) fn simulated(file: File, number: usize, size: Sectors, limits: Limits, access: Access) -> Component {
         Component {
-            file,
+            held: Held::new(file, true),
             name: format!("c{number}"),
             path: PathBuf::from(format!("c{number}")),
             kind: Kind::File,

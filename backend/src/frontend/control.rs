@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::chain::Chain;
+use crate::device::OpenError;
 use crate::guest::{DirtyLog, Guest, Inflight, LogError, Record, RingError, SplitRing};
+use crate::hold::Hold;
 use crate::request::ID_LEN;
 use crate::worker::Worker;
 use crate::worker::pool::Pool;
@@ -28,6 +30,8 @@ pub struct Shared {
     pub log: Mutex<Option<Arc<DirtyLog>>>,
     /// Writes are complete only when they are on stable storage.
     pub write_through: Arc<AtomicBool>,
+    /// Whether the components are ours to write.
+    pub hold: Arc<Hold>,
     /// Where workers come from.
     pub pool: Arc<Pool>,
     /// The process ends: nothing may start any more.
@@ -91,6 +95,8 @@ enum StartError {
     Ring(#[from] RingError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("{0}; it is tried again when the front end starts the queue again")]
+    Taken(#[from] OpenError),
     #[error("cannot start a worker: {0}")]
     Worker(#[from] std::io::Error),
 }
@@ -151,7 +157,11 @@ impl QueueControl {
                 self.start(state);
                 None
             }
-            (false, Some(_)) => self.stop(state),
+            (false, Some(_)) => {
+                // A guest that stops while its memory is logged goes elsewhere, as far as one can tell.
+                let logged = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+                self.drain(state, logged)
+            }
             (false, None) => state.stopped_at,
             (true, Some(_)) => None,
         }
@@ -258,7 +268,12 @@ impl QueueControl {
             call: dup(state.call.as_ref()),
             write_through: self.shared.write_through.clone(),
         };
-        state.running = Some(worker.start(setup)?);
+        self.shared.hold.enter(&self.shared.chain, || !self.shared.closing.load(Ordering::Acquire))?;
+        let started = worker.start(setup);
+        if started.is_err() {
+            self.shared.hold.leave(&self.shared.chain, false);
+        }
+        state.running = Some(started?);
         state.stopped_at = None;
         log::debug!("{}: served, {} entries, from index {}", self.name(), config.size, base);
         Ok(())
@@ -295,8 +310,13 @@ impl QueueControl {
     }
 
     fn stop(&self, state: &mut State) -> Option<u16> {
+        self.drain(state, false)
+    }
+
+    fn drain(&self, state: &mut State, handed_over: bool) -> Option<u16> {
         let queue = state.running.take()?;
         let next = state.worker.as_ref().map(|worker| worker.stop(queue));
+        self.shared.hold.leave(&self.shared.chain, handed_over);
         match next {
             Some(Ok(next)) => {
                 if let Some(config) = &mut state.config {

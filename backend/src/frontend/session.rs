@@ -16,7 +16,6 @@ use super::control::{QueueControl, Shared};
 use super::vring::{Memory, Vring, with_queues};
 use crate::disk::Disk;
 use crate::guest::{DirtyLog, Guest, Inflight};
-use crate::limit::Limiter;
 use crate::limited;
 use crate::worker::pool::Pool;
 
@@ -29,7 +28,6 @@ pub struct Session {
     // The front end's dirty log, in use or not. Locked while what queues share is exchanged: messages come from two threads,
     // the protocol's and the relay's, and neither may resume what the other has paused.
     log: Mutex<Option<Arc<DirtyLog>>>,
-    limiter: Mutex<Limiter>,
 }
 
 impl Session {
@@ -38,6 +36,7 @@ impl Session {
         let shared = Arc::new(Shared {
             chain: disk.chain.clone(),
             serial: disk.serial,
+            hold: disk.hold.clone(),
             pool,
             guest: Mutex::new(None),
             inflight: Mutex::new(None),
@@ -52,7 +51,6 @@ impl Session {
             shared,
             acked: AtomicU64::new(0),
             log: Mutex::new(None),
-            limiter: Mutex::default(),
         })
     }
 
@@ -122,9 +120,8 @@ impl Session {
             *current = None;
         }
         if wanted.is_some() != before.is_some() {
-            let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
             let now = if wanted.is_some() { "begins" } else { "ends" };
-            limited!(limiter, info, "{}: the front end {now} to log dirty pages", self.shared.chain.name);
+            limited!(self.shared.chain.limits.control, info, "{}: the front end {now} to log dirty pages", self.shared.chain.name);
         }
         // A queue that starts in between has the new one already.
         *in_use() = wanted;
@@ -137,8 +134,7 @@ impl Session {
     }
 
     fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
-        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        limited!(limiter, error, "{}: {error}", self.shared.chain.name);
+        limited!(self.shared.chain.limits.control, error, "{}: {error}", self.shared.chain.name);
         io::Error::other(error)
     }
 
@@ -198,6 +194,9 @@ impl VhostUserBackend for Session {
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::RESET_DEVICE
+            // The interposer's: the crate knows neither.
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::LOG_SHMFD
     }
 
     fn reset_device(&self) {
@@ -225,9 +224,8 @@ impl VhostUserBackend for Session {
                     return Ok(());
                 }
                 self.choose_cache_mode();
-                let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
                 limited!(
-                    limiter,
+                    self.shared.chain.limits.control,
                     info,
                     "{}: the driver chose {}",
                     self.shared.chain.name,
@@ -235,9 +233,8 @@ impl VhostUserBackend for Session {
                 );
             }
             _ => {
-                let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
                 limited!(
-                    limiter,
+                    self.shared.chain.limits.control,
                     warn,
                     "{}: a write of {} bytes at offset {offset} of the configuration space is ignored",
                     self.shared.chain.name,

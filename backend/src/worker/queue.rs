@@ -22,7 +22,6 @@ use crate::device::Access;
 use crate::engine::{Engine, FileIx};
 use crate::guest::{Guest, HostSlice, Record, SplitRing};
 use crate::inflight::Tracker;
-use crate::limit::Limiter;
 use crate::limited;
 use crate::map::{Piece, Step};
 use crate::request::{self, ChainError, ID_LEN, Kind};
@@ -109,7 +108,6 @@ pub struct Queue {
     full: bool,
     // No more heads are taken off the ring.
     stopped: bool,
-    limiter: Limiter,
     // Keeps the descriptor alive that the engine watches.
     _kick: File,
 }
@@ -138,7 +136,7 @@ impl Queue {
         for ix in setup.chain.map.flush_set() {
             let at = usize::from(ix.0);
             let Some(component) = setup.chain.components.get(at) else { continue };
-            let file = match engine.add_file(component.file.as_fd()) {
+            let file = match engine.add_file(component.file().as_fd()) {
                 Ok(file) => file,
                 Err(error) => {
                     forget(&devices, engine);
@@ -174,7 +172,6 @@ impl Queue {
             in_flight: 0,
             full: false,
             stopped: false,
-            limiter: Limiter::default(),
             _kick: setup.kick,
         })
     }
@@ -206,7 +203,7 @@ impl Queue {
                 }
                 Ok(None) => break,
                 Err(broken) => {
-                    limited!(self.limiter, error, "{}: {broken}", self.name);
+                    limited!(self.chain.limits.requests, error, "{}: {broken}", self.name);
                     self.stopped = true;
                     break;
                 }
@@ -301,7 +298,7 @@ impl Queue {
 
     #[cold]
     fn refuse(&mut self, head: u16, error: ChainError) {
-        limited!(self.limiter, warn, "{}: request {head} is not served: {error}", self.name);
+        limited!(self.chain.limits.requests, warn, "{}: request {head} is not served: {error}", self.name);
         let written = match self.request.status {
             Some(byte) => byte.write(&[IOERR]) as u32,
             None => 0,
@@ -470,7 +467,7 @@ impl Queue {
         let error = std::io::Error::from_raw_os_error(verdict.errno);
         let sector = verdict.at / dm_table::SECTOR_SIZE;
         limited!(
-            self.limiter,
+            self.chain.limits.requests,
             error,
             "{}: {} at sector {sector} of {device} failed: {error}",
             self.name,
@@ -508,7 +505,7 @@ impl Queue {
             Ok(_) => {}
             // A full counter is a notification that nobody has taken yet.
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => limited!(self.limiter, warn, "{}: cannot notify the front end: {error}", self.name),
+            Err(error) => limited!(self.chain.limits.requests, warn, "{}: cannot notify the front end: {error}", self.name),
         }
     }
 

@@ -82,8 +82,8 @@ pub fn can_run(test: &str, needs: &[Need]) -> bool {
     false
 }
 
-pub const RW: Options = Options { read_only: false, cache: Cache::Auto };
-pub const RO: Options = Options { read_only: true, cache: Cache::Auto };
+pub const RW: Options = Options { read_only: false, cache: Cache::Auto, incoming: false };
+pub const RO: Options = Options { read_only: true, cache: Cache::Auto, incoming: false };
 
 /// Opens by path in a registry of its own, as another process would.
 pub fn open(path: &Path, opts: &Options) -> Result<Arc<Component>, OpenError> {

@@ -93,14 +93,14 @@ fn disk((access, method): (Access, DiscardMethod), block: u32, read_only: bool) 
     };
     let (map, _) = Map::build(&source, &file.devices[0].table, read_only, &mut resolve)
         .unwrap_or_else(|refusal| panic!("{refusal}"));
-    Arc::new(Chain { name: "fuzz".to_owned(), map: Arc::new(map), components, read_only })
+    Arc::new(Chain { name: "fuzz".to_owned(), map: Arc::new(map), components, read_only, limits: Limits::default() })
 }
 
 /// A component that says of itself what it is told. Its file has no name any more when this returns.
 fn component(sectors: u64, access: Access, limits: Limits) -> Arc<Component> {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.as_file().set_len(sectors * dm_table::SECTOR_SIZE).expect("size a component");
-    let options = Options { read_only: false, cache: Cache::Buffered };
+    let options = Options { read_only: false, cache: Cache::Buffered, incoming: false };
     let path = file.path().to_str().expect("a path of UTF-8");
     let opened = Registry::new().open(path, None, &options).expect("open a component");
     let mut component = Arc::into_inner(opened).expect("the only user");
@@ -210,7 +210,7 @@ impl<'h> Run<'h> {
                 no_discard: refused(13),
             };
             let bytes = vec![0; (sectors * dm_table::SECTOR_SIZE) as usize];
-            sim.add_device(&component.file, bytes, nature).expect("a device");
+            sim.add_device(&component.file(), bytes, nature).expect("a device");
         }
         let (readable, writable) = (hostile.marks(), hostile.marks());
         let mut engine = Checked { sim, hostile, readable, writable, strict: true };

@@ -1,0 +1,124 @@
+//! A component that goes from one process to another while a guest migrates between them.
+//!
+//! Both processes have it open all the time, so that neither can fail over that half-way; what says whose it is are the
+//! image locks and, on a block device, the kernel's exclusive claim. The source gives both up when its guest has stopped
+//! and nothing of it is under way; the destination takes both before its guest starts. At no time do two have them, and
+//! who has not got them must not write.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::component::{Component, Kind};
+use super::error::OpenError;
+use super::locks::{self, Refusal, Use};
+
+/// The open file of a component, and whether it is ours to write.
+#[derive(Debug)]
+pub(super) struct Held(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    file: Arc<File>,
+    // Locks and claim are on `file`'s description.
+    owned: bool,
+    // Disks of this process that write it.
+    users: usize,
+}
+
+impl Held {
+    pub fn new(file: File, owned: bool) -> Held {
+        Held(Mutex::new(State { file: Arc::new(file), owned, users: 0 }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Component {
+    /// The open file. Image locks and an exclusive claim belong to its open file description, so they last until the
+    /// kernel has dropped the last reference to it, including that of a write in flight. It is another one after a
+    /// block device has been handed over.
+    pub fn file(&self) -> Arc<File> {
+        self.held.state().file.clone()
+    }
+
+    /// A disk that writes the component starts to be served: locks it, and claims it, unless that was done before.
+    ///
+    /// # Errors
+    /// Who else has it. It is to be tried again only as long as there is hope.
+    pub(crate) fn take(&self) -> Result<(), OpenError> {
+        let mut state = self.held.state();
+        if !state.owned && !self.read_only {
+            let file = match self.kind {
+                Kind::File => state.file.clone(),
+                Kind::Block { .. } => Arc::new(self.reopen(&state.file, true)?),
+            };
+            self.lock(&file)?;
+            (state.file, state.owned) = (file, true);
+        }
+        state.users += 1;
+        Ok(())
+    }
+
+    /// A disk that writes the component is not served any more, and another process will take it. Nothing of the disk is
+    /// under way. Locks and claim go with the last such disk.
+    pub(crate) fn give_up(&self) {
+        let mut state = self.held.state();
+        state.users = state.users.saturating_sub(1);
+        if state.users > 0 || !state.owned || self.read_only {
+            return;
+        }
+        if let Kind::Block { .. } = self.kind {
+            match self.reopen(&state.file, false) {
+                Ok(file) => state.file = Arc::new(file),
+                Err(error) => return log::error!("the claim on {}; it is kept", error),
+            }
+        } else if let Err(error) = locks::release(&state.file) {
+            return log::error!("{}: the image locks cannot be given up ({error}); they are kept", self.path.display());
+        }
+        state.owned = false;
+    }
+
+    fn lock(&self, file: &File) -> Result<(), OpenError> {
+        match locks::acquire(file, Use::Write) {
+            Ok(()) => Ok(()),
+            Err(Refusal::Held { why, passing, .. }) => {
+                // What was taken before the refusal must not keep the other one out.
+                let _ = locks::release(file);
+                Err(OpenError::Locked { path: self.path.clone(), mode: "writable", why, readable: false, passing })
+            }
+            // That was warned of when it was opened.
+            Err(Refusal::Unsupported(_)) => Ok(()),
+        }
+    }
+
+    /// The same device by another open file description, with its flags.
+    fn reopen(&self, file: &File, exclusive: bool) -> Result<File, OpenError> {
+        let io_error =
+            |source: io::Error| OpenError::Io { path: self.path.clone(), doing: "cannot be opened again", source };
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | if exclusive { OFlags::EXCL } else { OFlags::empty() };
+        let same = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let again = match rustix::fs::open(&same, flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::BUSY) => {
+                return Err(OpenError::Claimed {
+                    path: self.path.clone(),
+                    reasons: vec!["the kernel has it claimed for another exclusive user".into()],
+                    help: "end that use first".into(),
+                    passing: false,
+                });
+            }
+            Err(errno) => return Err(io_error(errno.into())),
+        };
+        let direct = rustix::fs::fcntl_getfl(file).map_err(|errno| io_error(errno.into()))?;
+        rustix::fs::fcntl_setfl(&again, direct).map_err(|errno| io_error(errno.into()))?;
+        Ok(again)
+    }
+}
