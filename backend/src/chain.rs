@@ -6,6 +6,7 @@ use dm_table::Sectors;
 
 use crate::device::Component;
 use crate::guest::Mapping;
+use crate::limit::Limiters;
 use crate::map::{DevIx, Map};
 
 /// What a queue serves. It never changes; another table is another chain.
@@ -18,6 +19,8 @@ pub struct Chain {
     pub components: Vec<Arc<Component>>,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// How much is said of it in the log.
+    pub limiters: Limiters,
 }
 
 impl Chain {

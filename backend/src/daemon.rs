@@ -2,21 +2,17 @@
 //!
 //! One thread for each socket takes front ends one after the other; the main thread waits for the signal to end.
 
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use vhost::vhost_user::Listener;
 
 use crate::check;
 use crate::disk::Disk;
-use crate::frontend::{Session, relay};
-use crate::limit::Limiter;
-use crate::limited;
+use crate::server::Server;
 use crate::socket::{self, Inherited, OwnedPath, SocketError};
 use crate::worker::pool::Pool;
 
@@ -62,13 +58,6 @@ impl Signals {
     }
 }
 
-struct Server {
-    disk: Arc<Disk>,
-    pool: Arc<Pool>,
-    // The session that is being served, and whether no other may follow.
-    current: Mutex<(Option<Arc<Session>>, bool)>,
-}
-
 /// Serves disks until a signal ends the process; with a connected socket, until the front end hangs up.
 ///
 /// # Errors
@@ -78,16 +67,16 @@ pub fn run(disks: Vec<(Disk, Place)>, pool: Pool, signals: &Signals) -> Result<(
     let pool = Arc::new(pool);
     let mut ready = Vec::new();
     for (disk, place) in disks {
-        let server = Arc::new(Server { disk: Arc::new(disk), pool: pool.clone(), current: Mutex::default() });
+        let server = Arc::new(Server::new(disk, pool.clone())?);
         let (source, owned) = match place {
             Place::Path(path) => {
                 let (listener, owned) = socket::listen(&path)?;
-                log_start(&server.disk, &path.display().to_string());
+                log_start(server.disk(), &path.display().to_string());
                 (Inherited::Listening(listener), Some(owned))
             }
             Place::Fd(fd) => {
                 let source = socket::inherit(fd)?;
-                log_start(&server.disk, &format!("descriptor {fd}"));
+                log_start(server.disk(), &format!("descriptor {fd}"));
                 (source, None)
             }
         };
@@ -98,9 +87,9 @@ pub fn run(disks: Vec<(Disk, Place)>, pool: Pool, signals: &Signals) -> Result<(
     for (server, source, owned) in ready {
         owned_paths.extend(owned);
         servers.push(server.clone());
-        let name = format!("front-{}", server.disk.name);
+        let name = format!("front-{}", server.disk().name);
         let started = std::thread::Builder::new().name(name.chars().take(15).collect()).spawn(move || match source {
-            Inherited::Listening(listener) => server.accept(listener),
+            Inherited::Listening(listener) => server.accept(&listener),
             Inherited::Connected(stream) => server.connected(stream),
         });
         if let Err(source) = started {
@@ -144,84 +133,9 @@ fn log_start(disk: &Disk, place: &str) {
 }
 
 /// Ends the process the way a signal does.
-fn terminate() {
+pub(crate) fn terminate() {
     if let Err(error) = nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGTERM) {
         log::error!("cannot signal ourselves: {error}");
         std::process::exit(1);
-    }
-}
-
-impl Server {
-    fn accept(&self, listener: UnixListener) {
-        let mut limiter = Limiter::default();
-        let mut listener = Listener::from(listener);
-        while self.serve(&mut listener, &mut limiter) {}
-    }
-
-    /// Serves the next front end from its connection to its end; `false` when no other may follow.
-    fn serve(&self, listener: &mut Listener, limiter: &mut Limiter) -> bool {
-        let session = Session::new(self.disk.clone(), self.pool.clone());
-        let name = &self.disk.name;
-        let mut daemon = match session.daemon() {
-            Ok(daemon) => daemon,
-            Err(error) => {
-                log::error!("{name}: cannot serve: {error}");
-                return false;
-            }
-        };
-        if let Err(error) = daemon.start(listener) {
-            // Out of descriptors or memory: a front end may come when there are some again.
-            limited!(limiter, error, "{name}: cannot take a connection: {error}");
-            std::thread::sleep(Duration::from_millis(100));
-            return true;
-        }
-        {
-            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-            if current.1 {
-                session.end();
-                return false;
-            }
-            current.0 = Some(session.clone());
-        }
-        limited!(limiter, info, "{name}: a front end has connected");
-        let ended = daemon.wait();
-        session.end();
-        let closed = std::mem::take(&mut self.current.lock().unwrap_or_else(PoisonError::into_inner).0).is_none();
-        match ended {
-            _ if closed => return false,
-            Ok(()) | Err(vhost_user_backend::Error::HandleRequest(vhost::vhost_user::Error::Disconnected)) => {
-                limited!(limiter, info, "{name}: the front end has disconnected");
-            }
-            Err(error) => limited!(limiter, warn, "{name}: the front end was disconnected: {error}"),
-        }
-        true
-    }
-
-    fn connected(&self, stream: UnixStream) {
-        let served = relay::listener_for(stream).map(|listener| {
-            let mut limiter = Limiter::default();
-            self.serve(&mut Listener::from(listener), &mut limiter)
-        });
-        match served {
-            // The process ends with its only connection.
-            Ok(true) => terminate(),
-            Ok(false) => {}
-            Err(error) => {
-                log::error!("{}: cannot serve the connected socket: {error}", self.disk.name);
-                terminate();
-            }
-        }
-    }
-
-    /// Drains; no queue of this server starts afterwards.
-    fn close(&self) {
-        let session = {
-            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-            current.1 = true;
-            current.0.take()
-        };
-        if let Some(session) = session {
-            session.end();
-        }
     }
 }

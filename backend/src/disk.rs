@@ -10,7 +10,7 @@ use crate::chain::Chain;
 use crate::device::{self, Component, Identity, Registry};
 use crate::frontend::config::Offer;
 use crate::hold::Hold;
-use crate::limit::Limits;
+use crate::limit::Limiters;
 use crate::map::{DevIx, LookupError, Lower, Map};
 use crate::request::ID_LEN;
 
@@ -115,7 +115,7 @@ fn disk(device: &Device, map: Arc<Map>, components: &[Arc<Component>], name: &st
         map,
         components: components.to_vec(),
         read_only: options.read_only || device.read_only,
-        limits: Limits::default(),
+        limiters: Limiters::default(),
     });
     Disk {
         table: device.table.to_string(),

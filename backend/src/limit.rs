@@ -1,5 +1,6 @@
 //! A limit on log lines that a guest, a front end or a failing device can cause.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Lines at once.
@@ -8,25 +9,33 @@ const BURST: u32 = 8;
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Lets a burst of lines through, then one in five seconds, and counts what it keeps back.
+///
+/// Whatever can be made anew by the one who causes the lines (a queue by a reset, a session by connecting) shares that of its
+/// disk. It is asked only where something went wrong, so its lock is on nobody's way.
+#[derive(Debug, Default)]
+pub struct Limiter(Mutex<State>);
+
 #[derive(Debug)]
-pub struct Limiter {
+struct State {
     left: u32,
     since: Option<Instant>,
     kept_back: u64,
 }
 
-impl Default for Limiter {
+impl Default for State {
     fn default() -> Self {
-        Limiter { left: BURST, since: None, kept_back: 0 }
+        State { left: BURST, since: None, kept_back: 0 }
     }
 }
 
 impl Limiter {
     /// Whether a line may be written now; the number is how many were kept back before it.
-    pub fn pass(&mut self) -> Option<u64> {
-        self.pass_at(Instant::now())
+    pub fn pass(&self) -> Option<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pass_at(Instant::now())
     }
+}
 
+impl State {
     fn pass_at(&mut self, now: Instant) -> Option<u64> {
         let since = *self.since.get_or_insert(now);
         let earned = now.saturating_duration_since(since).as_secs() / INTERVAL.as_secs();
@@ -41,6 +50,15 @@ impl Limiter {
         self.left -= 1;
         Some(std::mem::take(&mut self.kept_back))
     }
+}
+
+/// The limiters of a disk. Two, so that a guest's flood does not keep back what is said of front ends.
+#[derive(Debug, Default)]
+pub struct Limiters {
+    /// For what a guest or a component causes.
+    pub requests: Limiter,
+    /// For what a front end causes.
+    pub control: Limiter,
 }
 
 /// Writes a log line if `$limiter` lets it pass, and says how many like it were left out before.
@@ -61,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_flood_becomes_a_burst_and_a_count() {
-        let mut limiter = Limiter::default();
+        let mut limiter = State::default();
         let start = Instant::now();
         let passed = (0..100_000).filter(|_| limiter.pass_at(start).is_some()).count();
         assert_eq!(passed, BURST as usize);

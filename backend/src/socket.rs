@@ -59,7 +59,7 @@ pub enum SocketError {
     Inherited(RawFd, io::Error),
 }
 
-/// Listens on `path`. A socket that no process listens on any more is replaced.
+/// Listens on `path`, without waiting in `accept`. A socket that no process listens on any more is replaced.
 ///
 /// # Errors
 /// See [`SocketError`].
@@ -78,6 +78,7 @@ pub fn listen(path: &Path) -> Result<(UnixListener, OwnedPath), SocketError> {
         Err(error) => return Err(failed("look at")(error)),
     }
     let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
+    listener.set_nonblocking(true).map_err(failed("use"))?;
     let identity = identity(path).map_err(failed("look at"))?;
     Ok((listener, OwnedPath { path: path.to_owned(), identity }))
 }
@@ -99,7 +100,7 @@ fn is_served(path: &Path) -> io::Result<bool> {
 /// A socket that was passed by `--fd`.
 #[derive(Debug)]
 pub enum Inherited {
-    /// Front ends will connect.
+    /// Front ends will connect. `accept` does not wait.
     Listening(UnixListener),
     /// The front end has connected.
     Connected(UnixStream),
@@ -126,7 +127,8 @@ fn adopt(fd: RawFd) -> io::Result<Inherited> {
     let listening = rustix::net::sockopt::socket_acceptconn(&socket)?;
     // With the original open, the other end would never see us hang up.
     nix::unistd::close(fd)?;
-    rustix::io::ioctl_fionbio(&socket, false)?;
+    // As a server wants it, whatever the one who passes it does with it: see `Server::accept`.
+    rustix::io::ioctl_fionbio(&socket, listening)?;
     Ok(match listening {
         true => Inherited::Listening(socket.into()),
         false => Inherited::Connected(socket.into()),

@@ -95,10 +95,10 @@ impl Session {
     /// # Errors
     /// What is wrong with the log; then things are as they were.
     pub fn set_log(&self, file: File, size: u64, offset: u64) -> io::Result<()> {
-        let log = DirtyLog::map(file, size, offset).map_err(|error| self.refused(error))?;
+        let log = DirtyLog::map(file, size, offset).map_err(io::Error::other)?;
         let mut current = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(guest) = &*self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner) {
-            log.check_covers(guest).map_err(|error| self.refused(error))?;
+            log.check_covers(guest).map_err(io::Error::other)?;
         }
         *current = Some(Arc::new(log));
         self.switch_log(&mut current);
@@ -121,7 +121,12 @@ impl Session {
         }
         if wanted.is_some() != before.is_some() {
             let now = if wanted.is_some() { "begins" } else { "ends" };
-            limited!(self.shared.chain.limits.control, info, "{}: the front end {now} to log dirty pages", self.shared.chain.name);
+            limited!(
+                self.shared.chain.limiters.control,
+                info,
+                "{}: the front end {now} to log dirty pages",
+                self.shared.chain.name
+            );
         }
         // A queue that starts in between has the new one already.
         *in_use() = wanted;
@@ -134,7 +139,7 @@ impl Session {
     }
 
     fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
-        limited!(self.shared.chain.limits.control, error, "{}: {error}", self.shared.chain.name);
+        limited!(self.shared.chain.limiters.control, error, "{}: {error}", self.shared.chain.name);
         io::Error::other(error)
     }
 
@@ -225,7 +230,7 @@ impl VhostUserBackend for Session {
                 }
                 self.choose_cache_mode();
                 limited!(
-                    self.shared.chain.limits.control,
+                    self.shared.chain.limiters.control,
                     info,
                     "{}: the driver chose {}",
                     self.shared.chain.name,
@@ -234,7 +239,7 @@ impl VhostUserBackend for Session {
             }
             _ => {
                 limited!(
-                    self.shared.chain.limits.control,
+                    self.shared.chain.limiters.control,
                     warn,
                     "{}: a write of {} bytes at offset {offset} of the configuration space is ignored",
                     self.shared.chain.name,

@@ -203,7 +203,7 @@ impl Queue {
                 }
                 Ok(None) => break,
                 Err(broken) => {
-                    limited!(self.chain.limits.requests, error, "{}: {broken}", self.name);
+                    limited!(self.chain.limiters.requests, error, "{}: {broken}", self.name);
                     self.stopped = true;
                     break;
                 }
@@ -298,7 +298,7 @@ impl Queue {
 
     #[cold]
     fn refuse(&mut self, head: u16, error: ChainError) {
-        limited!(self.chain.limits.requests, warn, "{}: request {head} is not served: {error}", self.name);
+        limited!(self.chain.limiters.requests, warn, "{}: request {head} is not served: {error}", self.name);
         let written = match self.request.status {
             Some(byte) => byte.write(&[IOERR]) as u32,
             None => 0,
@@ -467,7 +467,7 @@ impl Queue {
         let error = std::io::Error::from_raw_os_error(verdict.errno);
         let sector = verdict.at / dm_table::SECTOR_SIZE;
         limited!(
-            self.chain.limits.requests,
+            self.chain.limiters.requests,
             error,
             "{}: {} at sector {sector} of {device} failed: {error}",
             self.name,
@@ -505,7 +505,9 @@ impl Queue {
             Ok(_) => {}
             // A full counter is a notification that nobody has taken yet.
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => limited!(self.chain.limits.requests, warn, "{}: cannot notify the front end: {error}", self.name),
+            Err(error) => {
+                limited!(self.chain.limiters.requests, warn, "{}: cannot notify the front end: {error}", self.name)
+            }
         }
     }
 

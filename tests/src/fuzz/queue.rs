@@ -12,6 +12,7 @@ use vhost_user_dm::chain::Chain;
 use vhost_user_dm::device::{Access, Cache, Component, Discard, DiscardMethod, Limits, Options, Registry};
 use vhost_user_dm::engine::{Command, Engine, Event, FileIx, Wait};
 use vhost_user_dm::guest::{Guest, HostSlice, SplitRing};
+use vhost_user_dm::limit::Limiters;
 use vhost_user_dm::map::{DevIx, LookupError, Lower, Map};
 use vhost_user_dm::request::ID_LEN;
 use vhost_user_dm::sim::{Nature, Sim, Temper};
@@ -93,7 +94,13 @@ fn disk((access, method): (Access, DiscardMethod), block: u32, read_only: bool) 
     };
     let (map, _) = Map::build(&source, &file.devices[0].table, read_only, &mut resolve)
         .unwrap_or_else(|refusal| panic!("{refusal}"));
-    Arc::new(Chain { name: "fuzz".to_owned(), map: Arc::new(map), components, read_only, limits: Limits::default() })
+    Arc::new(Chain {
+        name: "fuzz".to_owned(),
+        map: Arc::new(map),
+        components,
+        read_only,
+        limiters: Limiters::default(),
+    })
 }
 
 /// A component that says of itself what it is told. Its file has no name any more when this returns.

@@ -1,0 +1,181 @@
+//! A socket between the interposer and the protocol's daemon, which takes no socket pair: it accepts or connects itself.
+//!
+//! It listens on a name that is gone from the file system before anybody is served, so nothing is left however this
+//! process ends. What is kept is the file itself, by which this process connects (`/proc/self/fd`). Other processes of
+//! the same user could reach it there too; they are told from our own by the process id that the kernel attests.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::socket::SocketError;
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Private {
+    listener: UnixListener,
+    file: OwnedFd,
+}
+
+impl Private {
+    /// Made at the start, so that a directory for temporary files in which nothing can be made shows then.
+    ///
+    /// # Errors
+    /// No place for a socket.
+    pub fn new() -> Result<Private, SocketError> {
+        let base = std::env::temp_dir();
+        let failed = |doing, path: &Path| {
+            let path = path.to_owned();
+            move |source| SocketError::Io { doing, path, source }
+        };
+        let dir = PrivateDir::new(&base)
+            .map_err(failed("make a directory for a private socket (TMPDIR may name another place) in", &base))?;
+        let path = dir.0.join("s");
+        let listener = UnixListener::bind(&path).map_err(failed("make the private socket", &path))?;
+        let file = rustix::fs::open(&path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| failed("open the private socket", &path)(error.into()))?;
+        listener.set_nonblocking(true).map_err(failed("use the private socket", &path))?;
+        drop(dir);
+        let private = Private { listener, file };
+        // A process without /proc, for instance, would notice only when a front end comes.
+        private.connect(|at| UnixStream::connect(at)).map_err(failed("connect to the private socket", &path))?;
+        Ok(private)
+    }
+
+    /// Has `connect` connect to the path that it is given; what it returns, and the other end. One at a time.
+    ///
+    /// # Errors
+    /// Those of `connect`; no descriptor.
+    pub fn connect<T>(&self, connect: impl FnOnce(&str) -> io::Result<T>) -> io::Result<(T, UnixStream)> {
+        // What an attempt that failed half-way has left would be taken for the other end of this one.
+        while self.accept()?.is_some() {}
+        let made = connect(&format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+        while let Some(other) = self.accept()? {
+            let peer = rustix::net::sockopt::socket_peercred(&other)?;
+            if peer.pid == rustix::process::getpid() {
+                return Ok((made, other));
+            }
+        }
+        Err(io::Error::other("the connection did not arrive"))
+    }
+
+    fn accept(&self) -> io::Result<Option<UnixStream>> {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => return Ok(Some(stream)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+struct PrivateDir(PathBuf);
+
+impl PrivateDir {
+    /// A directory that nobody else can look into.
+    fn new(base: &Path) -> io::Result<PrivateDir> {
+        for n in 0..1000 {
+            let path = base.join(format!("vhost-user-dm.{}.{n}", std::process::id()));
+            match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => return Ok(PrivateDir(path)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::other("no free name"))
+    }
+}
+
+impl Drop for PrivateDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.0.join("s"));
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    use rustix::event::{PollFd, PollFlags};
+
+    #[test]
+    fn both_ends_are_ours_and_no_name_is_left() {
+        let private = Private::new().unwrap();
+        let ours = format!("vhost-user-dm.{}.", std::process::id());
+        let named =
+            |entry: io::Result<std::fs::DirEntry>| entry.unwrap().file_name().to_string_lossy().starts_with(&ours);
+        assert!(!std::fs::read_dir(std::env::temp_dir()).unwrap().any(named));
+        for _ in 0..300 {
+            let (mut a, mut b) = private.connect(|at| UnixStream::connect(at)).unwrap();
+            a.write_all(b"x").unwrap();
+            b.write_all(b"y").unwrap();
+            let mut got = [0; 2];
+            b.read_exact(&mut got[..1]).unwrap();
+            a.read_exact(&mut got[1..]).unwrap();
+            assert_eq!(&got, b"xy");
+        }
+    }
+
+    /// Set to the path of the socket in the process that plays the stranger.
+    const STRANGER: &str = "VHOST_USER_DM_TEST_STRANGER";
+
+    #[test]
+    fn another_process_that_connects_is_passed_over() {
+        if let Some(path) = std::env::var_os(STRANGER) {
+            let got = UnixStream::connect(path).unwrap().read(&mut [0]);
+            assert!(matches!(got, Ok(0)) || got.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset));
+            return;
+        }
+        let private = Private::new().unwrap();
+        let mut strangers = Vec::new();
+        for drained in [true, false] {
+            let mut connect = |at: &str| {
+                let at = at.replace("self", &std::process::id().to_string());
+                let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+                child.args(["--exact", "frontend::private::tests::another_process_that_connects_is_passed_over"]);
+                strangers.push(child.env(STRANGER, at).spawn().unwrap());
+                let mut fds = [PollFd::new(&private.listener, PollFlags::IN)];
+                rustix::event::poll(&mut fds, None).unwrap();
+            };
+            let path = format!("/proc/self/fd/{}", private.file.as_raw_fd());
+            let (mut a, mut b) = if drained {
+                connect(&path);
+                private.connect(|at| UnixStream::connect(at)).unwrap()
+            } else {
+                // Between looking whether somebody is there and connecting.
+                let both = |at: &str| {
+                    connect(at);
+                    UnixStream::connect(at)
+                };
+                private.connect(both).unwrap()
+            };
+            a.write_all(b"x").unwrap();
+            let mut got = [0];
+            b.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"x");
+        }
+        for mut stranger in strangers {
+            assert!(stranger.wait().unwrap().success());
+        }
+    }
+
+    #[test]
+    fn an_attempt_that_failed_half_way_is_not_taken_for_the_next() {
+        let private = Private::new().unwrap();
+        let half_way = |at: &str| UnixStream::connect(at).and_then(|_| Err::<(), _>(io::Error::other("no thread")));
+        private.connect(half_way).unwrap_err();
+        let (mut a, mut b) = private.connect(|at| UnixStream::connect(at)).unwrap();
+        a.write_all(b"x").unwrap();
+        let mut got = [0];
+        b.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"x");
+    }
+}

@@ -1,0 +1,181 @@
+//! One disk on one socket: front ends are taken one after the other, each for a session of its own.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vhost::vhost_user::Error::Disconnected;
+use vhost_user_backend::Error::HandleRequest;
+use vhost_user_backend::VhostUserDaemon;
+
+use crate::daemon::terminate;
+use crate::disk::Disk;
+use crate::frontend::Session;
+use crate::frontend::interposer::Interposer;
+use crate::frontend::private::Private;
+use crate::limited;
+use crate::socket::SocketError;
+use crate::worker::pool::Pool;
+
+/// Time after which what failed for want of descriptors or memory is tried again.
+const AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+type Daemon = VhostUserDaemon<Arc<Session>>;
+
+/// See the module's text.
+pub struct Server {
+    disk: Arc<Disk>,
+    pool: Arc<Pool>,
+    private: Private,
+    current: Mutex<Current>,
+}
+
+#[derive(Default)]
+struct Current {
+    // The front end that is being served.
+    session: Option<Arc<Session>>,
+    // No other may follow.
+    closed: bool,
+}
+
+impl Server {
+    /// # Errors
+    /// No place for the socket to the protocol's daemon.
+    pub fn new(disk: Disk, pool: Arc<Pool>) -> Result<Server, SocketError> {
+        Ok(Server { disk: Arc::new(disk), pool, private: Private::new()?, current: Mutex::default() })
+    }
+
+    /// What it serves.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Serves whoever connects to `listener`, until [`Server::close`].
+    pub fn accept(&self, listener: &UnixListener) {
+        loop {
+            if let Err(error) = poll(&mut [PollFd::new(listener, PollFlags::IN)], None)
+                && error != rustix::io::Errno::INTR
+            {
+                self.nap("wait for a connection", &error.into());
+            }
+            let mut failed = None;
+            let accept = || match listener.accept() {
+                Ok((front, _)) => Some(front),
+                Err(error) => {
+                    failed = Some(error);
+                    None
+                }
+            };
+            match self.begin(accept) {
+                Ok(Some((front, session))) if !self.serve(&front, &session) => return,
+                Ok(_) => {}
+                Err(Closed) => return,
+            }
+            match failed {
+                // Another process that has the socket was faster, or nobody is there any more.
+                Some(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Some(error) => self.nap("take a connection", &error),
+                None => {}
+            }
+        }
+    }
+
+    /// Serves the front end that is connected already; the process ends with it.
+    pub fn connected(&self, front: UnixStream) {
+        if let Ok(Some((front, session))) = self.begin(|| Some(front))
+            && self.serve(&front, &session)
+        {
+            terminate();
+        }
+    }
+
+    /// Drains; no queue of this server starts afterwards, and no connection is taken: one that waits is there for
+    /// whoever has the socket next.
+    pub fn close(&self) {
+        let session = {
+            let mut current = self.current();
+            current.closed = true;
+            current.session.take()
+        };
+        if let Some(session) = session {
+            session.end();
+        }
+    }
+
+    fn current(&self) -> std::sync::MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session for the front end that `accept` takes, which is not called after [`Server::close`] and must not wait.
+    fn begin(&self, accept: impl FnOnce() -> Option<UnixStream>) -> Result<Option<(UnixStream, Arc<Session>)>, Closed> {
+        let mut current = self.current();
+        if current.closed {
+            return Err(Closed);
+        }
+        let Some(front) = accept() else { return Ok(None) };
+        let session = Session::new(self.disk.clone(), self.pool.clone());
+        current.session = Some(session.clone());
+        Ok(Some((front, session)))
+    }
+
+    /// Serves a front end to its end; `false` when no other may follow.
+    fn serve(&self, front: &UnixStream, session: &Arc<Session>) -> bool {
+        let name = &self.disk.name;
+        let limiter = &self.disk.chain.limiters.control;
+        let ended = self.start(front, session).map(|(mut daemon, back)| {
+            limited!(limiter, info, "{name}: a front end has connected");
+            let interposed = Interposer::new(front, &back, session).run();
+            (interposed, daemon.wait())
+        });
+        // The front end sees us hang up when this function's caller lets go of it, and nothing touches its memory then.
+        session.end();
+        if self.current().session.take().is_none() {
+            return false;
+        }
+        match ended {
+            Some((Err(error), _)) => limited!(limiter, warn, "{name}: the front end was disconnected: {error}"),
+            None | Some((Ok(()), Ok(()) | Err(HandleRequest(Disconnected)))) => {
+                limited!(limiter, info, "{name}: the front end has disconnected");
+            }
+            Some((_, Err(error))) => limited!(limiter, warn, "{name}: the front end was disconnected: {error}"),
+        }
+        true
+    }
+
+    /// The protocol's daemon for a session, and our end of the connection to it; `None` when the front end does not wait
+    /// until there is one.
+    fn start(&self, front: &UnixStream, session: &Arc<Session>) -> Option<(Daemon, UnixStream)> {
+        loop {
+            let started =
+                session.daemon().map_err(|error| io::Error::other(error.to_string())).and_then(|mut daemon| {
+                    let connect =
+                        |at: &str| daemon.start_client(at).map_err(|error| io::Error::other(error.to_string()));
+                    let ((), back) = self.private.connect(connect)?;
+                    Ok((daemon, back))
+                });
+            match started {
+                Ok(started) => return Some(started),
+                Err(error) => {
+                    let name = &self.disk.name;
+                    limited!(
+                        self.disk.chain.limiters.control,
+                        error,
+                        "{name}: cannot serve a front end: {error}; trying again"
+                    );
+                }
+            }
+            if poll(&mut [PollFd::new(front, PollFlags::RDHUP)], Some(&AGAIN)) != Ok(0) {
+                return None;
+            }
+        }
+    }
+
+    fn nap(&self, doing: &str, error: &io::Error) {
+        limited!(self.disk.chain.limiters.control, error, "{}: cannot {doing}: {error}; trying again", self.disk.name);
+        let _ = poll(&mut [], Some(&AGAIN));
+    }
+}
+
+/// The server takes nobody any more.
+struct Closed;
