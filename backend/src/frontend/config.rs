@@ -34,7 +34,7 @@ impl Default for Offer {
 
 /// Virtio features of the disk, and the transport's.
 pub fn features(chain: &Chain) -> u64 {
-    let mut features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    let mut features = (VhostUserVirtioFeatures::PROTOCOL_FEATURES | VhostUserVirtioFeatures::LOG_ALL).bits();
     let mut offer = |bit: u32| features |= 1 << bit;
     for bit in [
         VIRTIO_F_VERSION_1,

@@ -5,6 +5,7 @@
 mod cli;
 mod config;
 mod faults;
+mod interposer;
 mod lifecycle;
 mod requests;
 

@@ -165,6 +165,29 @@ fn hanging_up_under_load_leaves_guest_memory_alone_soon() {
 }
 
 #[test]
+fn a_back_end_that_hangs_up_has_finished() {
+    let mut victim = Victim::slow();
+    for round in 0..20 {
+        let mut vmm = victim.vmm(&setup());
+        let mut load = Load::new();
+        load.push(&mut vmm);
+        // One that the interposer refuses, or one that the daemon does.
+        match round % 2 {
+            0 => vmm.conn.send_raw(&[0xff; 12], &[]).expect("send"),
+            _ => vmm.conn.send(rq::SET_VRING_NUM, 0, &[0; 3], &[]).expect("send"),
+        }
+        assert!(vmm.conn.wait_hangup());
+        // Such a front end may give this memory to something else.
+        let frozen = vmm.memory.snapshot();
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(vmm.memory.snapshot() == frozen, "memory changed after the back end hung up");
+        drop(vmm);
+        victim.assert_well("a refusal under load");
+    }
+    victim.stop();
+}
+
+#[test]
 fn memory_that_changes_elsewhere_disturbs_no_request() {
     let mut victim = Victim::slow();
     let mut vmm = victim.vmm(&setup());

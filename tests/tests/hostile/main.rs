@@ -4,6 +4,7 @@
 
 mod chains;
 mod control;
+mod inflight;
 mod load;
 mod rings;
 
