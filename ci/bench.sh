@@ -2,7 +2,9 @@
 # Measures vhost-user-dm on this machine and prints Markdown. Arguments go to `dm-bench compare` (--help lists them):
 #   ci/bench.sh                                     the rows that have bars, against qemu-storage-daemon: 10 minutes
 #   ci/bench.sh --rows all                          every row, what features cost, the process: an hour and a half
-#   ci/bench.sh --rows costs,process                two sets of rows: bars, matrix, costs, process
+#   ci/bench.sh --rows costs,process                two sets of rows: bars, matrix, costs, process, restart
+#   ci/bench.sh --rows restart                      the guest's pause while the back end is replaced: 2 minutes
+#   ci/bench.sh --row 'in order'                    what in-flight tracking costs
 #   ci/bench.sh --row 'tmpfs randread' --rounds 15  rows by a part of their name
 #   ci/bench.sh --against OLD/vhost-user-dm         this build and another in turn
 #   ci/bench.sh --save FILE; ci/bench.sh --against FILE

@@ -57,7 +57,6 @@ impl Victim<'_> {
         daemon.signal(Signal::KILL);
         daemon.wait(PATIENCE);
         self.kills += 1;
-        sleep(Duration::from_millis(100)); // XXX until the back end waits by itself for the locks of one that was killed
         self.start();
     }
 

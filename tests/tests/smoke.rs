@@ -84,6 +84,7 @@ fn the_benchmark_counts_what_it_asked_for() {
                 seed: 1,
                 pid: Some(served.daemon.pid()),
                 event_idx: pattern.name().len() > 5,
+                inflight: pattern.writes(),
             };
             let stream = served.daemon.connect(&served.socket);
             let sample = bench::run(stream, &job).expect("run");

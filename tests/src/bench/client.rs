@@ -77,6 +77,8 @@ pub struct Job {
     pub pid: Option<u32>,
     /// EVENT_IDX, if offered.
     pub event_idx: bool,
+    /// In-flight tracking, if offered, as QEMU and cloud-hypervisor ask for it.
+    pub inflight: bool,
 }
 
 /// What came out.
@@ -136,6 +138,7 @@ pub fn run_and_stay(stream: UnixStream, job: &Job) -> io::Result<(Sample, Idle)>
         queue_size: queue_size as u16,
         slots: job.depth,
         slot_bytes: (job.block as u64 + 8192).next_multiple_of(4096),
+        inflight: job.inflight,
         ..Setup::default()
     };
     let setup = if job.event_idx { setup } else { setup.without(blk::feature::EVENT_IDX) };

@@ -11,6 +11,7 @@ use super::ground::{Ground, Server, connect};
 use super::limit::{self, Limit};
 use super::process;
 use super::report::{self, Beside};
+use super::restart;
 use super::rival::Setting;
 use super::rows::{Backing, Bar, Rival, Row, Selection, Shape};
 use super::save::{Saved, Writer};
@@ -49,6 +50,8 @@ pub struct Options {
     pub idle: Duration,
     /// CPU of the back end and of the client.
     pub cpus: (usize, usize),
+    /// Restarts of each kind.
+    pub restarts: usize,
     /// First seed.
     pub seed: u64,
     /// Further arguments for our binary.
@@ -76,6 +79,7 @@ const SWEEP_BYTES_PER_SECOND: f64 = 2e9;
 #[derive(Clone, Copy)]
 struct Run {
     event_idx: bool,
+    inflight: bool,
     seed: u64,
     time: Duration,
     sweep: bool,
@@ -93,7 +97,7 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Starts one side, measures it, ends it.
     fn side(&self, row: &Row, server: Server<'_>, run_as: Run) -> io::Result<Sample> {
-        let Run { event_idx, seed, time, sweep } = run_as;
+        let Run { event_idx, inflight, seed, time, sweep } = run_as;
         let ours = matches!(server, Server::Ours { .. });
         let socket = self.ground.scratch(if ours { "ours.sock" } else { "theirs.sock" });
         let (mut daemon, mut stream) = self.ground.serve(server, row.backing, &socket)?;
@@ -108,6 +112,7 @@ impl Bench<'_> {
             seed,
             pid: Some(daemon.pid()),
             event_idx,
+            inflight,
         };
         let failed = |daemon: &Daemon, e| io::Error::other(format!("{e}\n{}", daemon.log()));
         if sweep && row.backing == Backing::Tmpfs {
@@ -144,7 +149,8 @@ impl Bench<'_> {
             for attempt in 0..ATTEMPTS {
                 for &setting in settings {
                     let seed = self.options.seed ^ (1 << 60) ^ attempt;
-                    let run_as = Run { event_idx: true, seed, time: self.options.time / TRIAL, sweep: false };
+                    let time = self.options.time / TRIAL;
+                    let run_as = Run { event_idx: true, inflight: true, seed, time, sweep: false };
                     match self.side(row, Server::Theirs(setting), run_as) {
                         Err(error) => last_error = error,
                         Ok(sample) => match tried.iter_mut().find(|(tried, _)| *tried == setting) {
@@ -190,20 +196,22 @@ impl Bench<'_> {
             setting = Some(best);
             beside = Some(Beside { setting: best.to_string(), limit: self.limit(row)? });
         }
-        let (theirs, event_idx) = match (&self.options.other, row.rival, setting) {
-            (Other::OfRow, Rival::Ours { shape, event_idx }, _) => (Some(self.ours(shape)), event_idx),
-            (Other::OfRow, _, setting) => (setting.map(Server::Theirs), true),
-            (Other::Build(binary), ..) => (Some(Server::Ours { binary, shape: row.shape }), true),
-            (Other::Saved(_), ..) => (None, true),
+        let (theirs, event_idx, inflight) = match (&self.options.other, row.rival, setting) {
+            (Other::OfRow, Rival::Ours { shape, event_idx, inflight }, _) => {
+                (Some(self.ours(shape)), event_idx, inflight)
+            }
+            (Other::OfRow, _, setting) => (setting.map(Server::Theirs), true, true),
+            (Other::Build(binary), ..) => (Some(Server::Ours { binary, shape: row.shape }), true, true),
+            (Other::Saved(_), ..) => (None, true, true),
         };
         let mut pairs = Vec::new();
         for round in 0..row.rounds(self.options.rounds) {
             // Both sides of a round read the same places; no two rounds do.
             let seed = self.options.seed + round as u64;
-            let run_as = Run { event_idx: true, seed, time: self.options.time, sweep: true };
+            let run_as = Run { event_idx: true, inflight: true, seed, time: self.options.time, sweep: true };
             let ours = self.side(row, self.ours(row.shape), run_as)?;
             let theirs = match (theirs, &self.options.other) {
-                (Some(server), _) => self.side(row, server, Run { event_idx, ..run_as })?,
+                (Some(server), _) => self.side(row, server, Run { event_idx, inflight, ..run_as })?,
                 (None, Other::Saved(saved)) => saved_round(saved, row, round)?,
                 (None, _) => return Err(io::Error::other("there is no second side")),
             };
@@ -260,6 +268,9 @@ pub fn compare(options: &Options, selection: &Selection, out: &mut dyn Write) ->
             writeln!(out, "\nThe same for {}:", binary.display())?;
             process::report(&bench.ground, binary, time, out)?;
         }
+    }
+    if selection.restart {
+        restart::report(&bench.ground, &options.ours, options.restarts, out)?;
     }
     tally.result()
 }
@@ -383,6 +394,10 @@ fn estimate(options: &Options, selection: &Selection) -> Duration {
                 total += (time / TRIAL + AROUND / 2) * settings * ATTEMPTS as u32 + 2 * time;
             }
         }
+    }
+    if selection.restart {
+        // Two signals, two sockets, two depths; a tenth of a second for each restart is a guess.
+        total += Duration::from_millis(100) * 8 * options.restarts as u32;
     }
     if selection.process {
         total += options.idle + options.idle / 3 + Duration::from_secs(10);

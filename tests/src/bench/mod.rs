@@ -8,6 +8,7 @@ pub mod histogram;
 pub mod limit;
 pub mod process;
 pub mod report;
+pub mod restart;
 pub mod rival;
 pub mod rows;
 pub mod save;

@@ -94,6 +94,7 @@ fn load_and_rest(ground: &Ground, binary: &Path, backing: Backing, load: Duratio
         seed: 1,
         pid: None,
         event_idx: true,
+        inflight: true,
     };
     run(stream, &job)?;
     let stream = connect(&mut daemon, &socket)?;

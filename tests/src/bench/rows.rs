@@ -51,12 +51,14 @@ impl Shape {
 pub enum Rival {
     /// qemu-storage-daemon on one file of the same kind and size.
     QemuStorageDaemon,
-    /// Our own back end with another table, or without EVENT_IDX: what a feature costs.
+    /// Our own back end with another table, or without a feature: what that costs.
     Ours {
         /// Its table.
         shape: Shape,
         /// Whether its client takes EVENT_IDX.
         event_idx: bool,
+        /// Whether its client has it track requests in flight; if not, it completes them in order.
+        inflight: bool,
     },
 }
 
@@ -110,6 +112,7 @@ impl Row {
         let against = match self.rival {
             Rival::QemuStorageDaemon => String::new(),
             Rival::Ours { event_idx: false, .. } => " / without EVENT_IDX".into(),
+            Rival::Ours { inflight: false, .. } => " / in order, without tracking".into(),
             Rival::Ours { .. } => " / 1 line".into(),
         };
         format!(
@@ -135,6 +138,7 @@ impl Row {
         let bar = |iops, cpu: f64| Bar { iops: Some(iops), cpu: (cpu > 0.0).then_some(cpu) };
         match (self.rival, self.shape) {
             (Rival::Ours { event_idx: false, .. }, _) => bar(0.98, 0.0),
+            (Rival::Ours { inflight: false, .. }, _) => bar(0.95, 0.0),
             (Rival::Ours { .. }, Shape::Stacked(_)) => bar(0.98, 0.0),
             (Rival::Ours { .. }, _) => bar(0.97, 0.0),
             (Rival::QemuStorageDaemon, Shape::Lines(1)) => self.bar_of_plain_disk(bar),
@@ -177,10 +181,12 @@ pub enum Set {
     Bars,
     /// Every disk, pattern, depth and way to wait
     Matrix,
-    /// What EVENT_IDX, long tables and stacked devices cost
+    /// What EVENT_IDX, in-flight tracking, long tables and stacked devices cost
     Costs,
     /// The process's own figures: CPU time when idle, start-up, memory, many disks
     Process,
+    /// How long the guest waits while the back end is replaced
+    Restart,
     /// All of these
     All,
 }
@@ -191,9 +197,13 @@ impl Set {
             Set::Bars => bars(),
             Set::Matrix => matrix(),
             Set::Costs => costs(),
-            Set::Process => Vec::new(),
+            Set::Process | Set::Restart => Vec::new(),
             Set::All => [matrix(), costs()].concat(),
         }
+    }
+
+    fn has_restart(self) -> bool {
+        matches!(self, Set::Restart | Set::All)
     }
 
     fn has_process(self) -> bool {
@@ -251,13 +261,20 @@ fn matrix() -> Vec<Row> {
 }
 
 fn costs() -> Vec<Row> {
-    let one_line = Rival::Ours { shape: Shape::Lines(1), event_idx: true };
-    let without = Rival::Ours { shape: Shape::Lines(1), event_idx: false };
+    let one_line = Rival::Ours { shape: Shape::Lines(1), event_idx: true, inflight: true };
+    let without = Rival::Ours { shape: Shape::Lines(1), event_idx: false, inflight: true };
+    let in_order = Rival::Ours { shape: Shape::Lines(1), event_idx: true, inflight: false };
     let mut rows = vec![
         Row { rival: without, ..BASE },
         Row { rival: without, depth: 1, ..BASE },
         Row { rival: without, mode: Mode::Event, ..BASE },
     ];
+    for backing in [Backing::Zero, Backing::Tmpfs, Backing::Direct] {
+        for depth in [32, 1] {
+            rows.push(Row { backing, depth, rival: in_order, ..BASE });
+        }
+    }
+    rows.push(Row { backing: Backing::Direct, pattern: Pattern::Randwrite, rival: in_order, ..BASE });
     for backing in [Backing::Zero, Backing::Tmpfs] {
         for shape in [Shape::Lines(100), Shape::Lines(10_000), Shape::Stacked(10)] {
             rows.push(Row { backing, shape, rival: one_line, ..BASE });
@@ -273,6 +290,8 @@ pub struct Selection {
     pub rows: Vec<Row>,
     /// Whether the process's own figures follow.
     pub process: bool,
+    /// Whether restarts follow.
+    pub restart: bool,
 }
 
 /// The rows of these sets, each once, whose name has one of `parts` in it. No set means the bars; or, if there are
@@ -288,11 +307,12 @@ pub fn select(sets: &[Set], parts: &[String]) -> Result<Selection, String> {
         }
     }
     let process = sets.iter().any(|set| set.has_process()) && (parts.is_empty() || sets.contains(&Set::Process));
-    if rows.is_empty() && !process {
+    let restart = sets.iter().any(|set| set.has_restart()) && (parts.is_empty() || sets.contains(&Set::Restart));
+    if rows.is_empty() && !process && !restart {
         let names: Vec<String> = sets.iter().flat_map(|set| set.rows()).map(|row| row.name()).collect();
         return Err(format!("no row has {} in its name; there are\n{}", parts.join(" or "), names.join("\n")));
     }
-    Ok(Selection { rows, process })
+    Ok(Selection { rows, process, restart })
 }
 
 impl Selection {
@@ -333,7 +353,7 @@ mod tests {
 
     #[test]
     fn parts_choose_among_all_rows_once() {
-        assert_eq!(names(&[], &["zero randread 4k qd32 poll"]).len(), 2, "the row, and it without EVENT_IDX");
+        assert_eq!(names(&[], &["zero randread 4k qd32 poll"]).len(), 3, "the row, it without EVENT_IDX, in order");
         assert_eq!(names(&[Set::Bars, Set::All], &["zero randread 4k qd1 event"]), ["zero randread 4k qd1 event"]);
         assert!(!select(&[], &["striped".into()]).expect("rows").process);
         assert!(select(&[Set::Process], &["striped".into()]).expect("the process alone").rows.is_empty());

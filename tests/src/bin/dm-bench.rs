@@ -64,6 +64,9 @@ struct Client {
     /// Does without EVENT_IDX
     #[arg(long)]
     no_event_idx: bool,
+    /// Does without in-flight tracking
+    #[arg(long)]
+    no_inflight: bool,
 }
 
 // The last of several wins, so that ci/bench.sh can give some of its own.
@@ -98,6 +101,9 @@ struct Compare {
     /// Seconds that idle disks are watched; many disks for a sixth of it
     #[arg(long, default_value = "60", value_parser = seconds)]
     idle_seconds: Duration,
+    /// Restarts of each kind
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    restarts: usize,
     /// Directory on a disk, for files with O_DIRECT
     #[arg(long, default_value = ".")]
     disk: PathBuf,
@@ -162,6 +168,7 @@ fn client(args: &Client) -> io::Result<()> {
         seed: args.seed,
         pid: args.pid,
         event_idx: !args.no_event_idx,
+        inflight: !args.no_inflight,
     };
     let sample = run(UnixStream::connect(&args.socket)?, &job)?;
     println!(
@@ -208,6 +215,7 @@ fn compare_all(args: Compare) -> io::Result<()> {
         rounds: args.rounds,
         time: args.seconds,
         idle: args.idle_seconds,
+        restarts: args.restarts,
         cpus: (args.back_end_cpu, args.client_cpu),
         // A file system answers faster what it was asked before, so no two runs ask the same.
         seed: args.seed.unwrap_or_else(|| fastrand::u64(..1 << 48)),

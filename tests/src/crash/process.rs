@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -44,12 +45,6 @@ impl BackEnd {
         self.daemon.as_mut().expect("test bug: no back end was started")
     }
 
-    // XXX until the back end waits by itself for the locks of one that was killed
-    fn was_busy(&mut self) -> bool {
-        let daemon = self.daemon();
-        !daemon.is_running() && daemon.log().contains("EBUSY")
-    }
-
     /// Connects as soon as it listens; None if it has ended.
     pub fn try_connect(&mut self) -> Option<UnixStream> {
         let deadline = Instant::now() + PATIENCE;
@@ -67,14 +62,6 @@ impl BackEnd {
 
     /// Connects to a back end that has to come up.
     pub fn connect(&mut self) -> UnixStream {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.try_connect() {
-                Some(stream) => return stream,
-                None if self.was_busy() && Instant::now() < deadline => self.start(),
-                None => break,
-            }
-        }
         match self.try_connect() {
             Some(stream) => stream,
             None => panic!("the back end ended by itself instead of serving:\n{}", self.daemon().log()),
@@ -83,13 +70,16 @@ impl BackEnd {
 
     /// Ends it by SIGKILL and waits until it is gone.
     pub fn kill(&mut self) {
-        if self.was_busy() {
-            return;
-        }
         let daemon = self.daemon();
         assert!(daemon.is_running(), "the back end had ended by itself:\n{}", daemon.log());
         daemon.signal(Signal::KILL);
-        assert!(daemon.wait(PATIENCE).is_some(), "the back end outlives SIGKILL");
+        self.is_killed();
+    }
+
+    fn is_killed(&mut self) {
+        let daemon = self.daemon();
+        let status = daemon.wait(PATIENCE).expect("the back end outlives SIGKILL");
+        assert_eq!(status.signal(), Some(9), "the back end ended by itself: {status}\n{}", daemon.log());
     }
 
     /// Does something during which it is killed.
@@ -102,9 +92,9 @@ impl BackEnd {
                 pidfd_send_signal(process, Signal::KILL)
             });
             let result = act(self);
-            // It may have ended before, by an error that the caller sees.
-            let _ = killer.join().expect("the killing thread");
-            assert!(self.daemon().wait(PATIENCE).is_some(), "the back end outlives SIGKILL");
+            let sent = killer.join().expect("the killing thread");
+            self.is_killed();
+            sent.expect("kill the back end");
             result
         })
     }
