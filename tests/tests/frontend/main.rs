@@ -6,6 +6,7 @@ mod cli;
 mod config;
 mod faults;
 mod interposer;
+mod leaving;
 mod lifecycle;
 mod requests;
 
