@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
-use dm_tests::bench::{self, Job, Mode, Pattern};
+use dm_tests::bench::ground::Ground;
+use dm_tests::bench::{self, Job, Mode, Pattern, restart};
 use dm_tests::blk::{Data, OK, Request, Shape, feature, kind};
-use dm_tests::daemon::{Daemon, Served, qemu_storage_daemon};
+use dm_tests::daemon::{self, Daemon, Served, qemu_storage_daemon};
 use dm_tests::vmm::{Order, Setup};
 use dm_tests::{files, rng, skip};
 
@@ -93,4 +94,17 @@ fn the_benchmark_counts_what_it_asked_for() {
         }
     }
     served.daemon.stop();
+}
+
+#[test]
+fn the_benchmark_restarts_the_back_end_in_every_way() {
+    let (disk, memory) = (files::disk_dir(), tempfile::tempdir().expect("a directory"));
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let ground = Ground::make((memory.path(), disk.path()), 1 << 20, (0, cpus - 1), &[], &[]).expect("files");
+    let mut out = Vec::new();
+    restart::report(&ground, daemon::binary(), 1, &mut out).expect("restarts");
+    let text = String::from_utf8(out).expect("text");
+    assert_eq!(text.matches("| SIGTERM |").count(), 4, "{text}");
+    assert_eq!(text.matches("| SIGKILL |").count(), 4, "{text}");
+    assert!(!text.contains("failed"), "{text}");
 }

@@ -21,6 +21,8 @@ pub use round::{Mode, run};
 pub struct Report {
     /// Rounds.
     pub rounds: u64,
+    /// Of those, the ones with in-flight tracking.
+    pub tracked: u64,
     /// Times that the back end was ended by SIGKILL.
     pub kills: u64,
     /// Times that it was ended by SIGTERM.
@@ -38,6 +40,7 @@ pub struct Report {
 impl std::ops::AddAssign for Report {
     fn add_assign(&mut self, other: Report) {
         self.rounds += other.rounds;
+        self.tracked += other.tracked;
         self.kills += other.kills;
         self.terms += other.terms;
         self.outstanding += other.outstanding;
@@ -51,9 +54,16 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} rounds, {} kills, {} orderly ends; {} requests completed, {} outstanding at a kill; {} acknowledged \
+            "{} rounds ({} with in-flight tracking), {} kills, {} orderly ends; {} requests completed, {} outstanding at a kill; {} acknowledged \
              writes checked, all files compared {} times",
-            self.rounds, self.kills, self.terms, self.completed, self.outstanding, self.acknowledged, self.checks
+            self.rounds,
+            self.tracked,
+            self.kills,
+            self.terms,
+            self.completed,
+            self.outstanding,
+            self.acknowledged,
+            self.checks
         )
     }
 }

@@ -172,7 +172,7 @@ pub fn run(seed: u64, mode: Mode) -> Report {
     let mut back_end = BackEnd::new(dir.path(), &context.table, &plan.args);
     let vmm = front_end(&mut back_end, plan);
     let mut driver = Driver::new(vmm, world, seed, plan.pieces);
-    let mut report = Report { rounds: 1, ..Report::default() };
+    let mut report = Report { rounds: 1, tracked: u64::from(plan.setup.inflight), ..Report::default() };
     for step in &plan.steps {
         play(step, &mut back_end, &mut driver, &mut report);
     }
@@ -194,6 +194,7 @@ fn front_end(back_end: &mut BackEnd, plan: &Plan) -> Vmm {
         vmm.queues.iter_mut().for_each(|queue| queue.ring.begin_at(plan.begin_at));
     }
     vmm.start().expect("start the rings");
+    assert_eq!(vmm.tracks(), plan.setup.inflight, "whether the back end tracks requests in flight");
     vmm
 }
 
