@@ -17,6 +17,7 @@ mod inflight;
 mod log;
 mod mapping;
 mod split;
+mod stream;
 
 pub use inflight::{Inflight, InflightError, Offer, Record};
 pub use log::{DirtyLog, LogError};
@@ -114,6 +115,16 @@ impl HostSlice {
         // SAFETY: destination inside a live mapping, source a reference of ours; they cannot overlap.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.ptr, n) }
         n
+    }
+
+    /// As [`HostSlice::copy_from`] of slices that do not overlap, for a destination that is not in the caches and need not
+    /// be.
+    #[inline]
+    pub fn stream_from(&self, from: &HostSlice) -> usize {
+        let n = self.len.min(from.len);
+        // SAFETY: both have n bytes inside live mappings.
+        let done = unsafe { stream::stream(from.ptr, self.ptr, n) };
+        done + self.part(done, n - done).copy_from(&from.part(done, n - done))
     }
 
     /// Copies as much of `from` as fits; returns the number of bytes. The two may overlap: a guest may give us one

@@ -53,7 +53,7 @@ pub(super) fn copied(mapping: &Mapping, write: bool, at: Sectors, cursor: &mut C
     let mut done = 0;
     ahead.take(len, |slice| {
         let here = file.part(done, slice.len());
-        done += if write { here.copy_from(&slice) } else { slice.copy_from(&here) };
+        done += if write { here.stream_from(&slice) } else { slice.copy_from(&here) };
     });
     if mapping.broken() {
         return false;
