@@ -118,6 +118,7 @@ pub struct Vmm {
 const PROTOCOL: u64 = protocol::MQ
     | protocol::REPLY_ACK
     | protocol::CONFIG
+    | protocol::LOG_SHMFD
     | protocol::CONFIGURE_MEM_SLOTS
     | protocol::INFLIGHT_SHMFD
     | protocol::RESET_DEVICE;
