@@ -60,9 +60,9 @@ pub enum Command {
     },
 }
 
-/// Where to serve: one of these.
+/// Where to serve: one of these, or sockets that were passed (see [`crate::activation`]).
 #[derive(Debug, Default, ClapArgs)]
-#[group(id = "listen", required = true, multiple = false)]
+#[group(id = "listen", multiple = false)]
 pub struct Listen {
     /// Unix socket to listen on for the front end (made anew; removed at the end)
     #[arg(long, value_name = "PATH")]
@@ -165,6 +165,13 @@ pub struct Log {
     pub quiet: u8,
 }
 
+impl Listen {
+    /// Whether the command line says where to serve.
+    pub fn is_given(&self) -> bool {
+        self.socket_path.is_some() || self.socket_dir.is_some() || self.fd.is_some()
+    }
+}
+
 fn ring_size(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {
         Ok(n) if n.is_power_of_two() && (4..=1024).contains(&n) => Ok(n),
@@ -217,11 +224,11 @@ mod tests {
         let parse = |args: &str| Args::try_parse_from(format!("vhost-user-dm {args}").split_whitespace());
         assert!(parse("--socket-path=s --table=t").is_ok());
         assert!(parse("--fd=3 --blk-file=t --num-queues=4").is_ok());
+        assert!(parse("--table=t").is_ok(), "sockets may be passed");
         assert!(parse("check t").is_ok());
         for wrong in [
             "",
             "--socket-path=s",
-            "--table=t",
             "--socket-path=s --fd=3 --table=t",
             "--socket-path=s --table=t --blk-file=b",
             "--socket-path=s --table=t --queue-size=100",

@@ -12,18 +12,10 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::check;
 use crate::disk::Disk;
+use crate::place::Place;
 use crate::server::Server;
 use crate::socket::{self, Inherited, OwnedPath, SocketError};
 use crate::worker::pool::Pool;
-
-/// Where a disk is served.
-#[derive(Debug)]
-pub enum Place {
-    /// A socket that is made at this path.
-    Path(PathBuf),
-    /// A descriptor that was passed to us.
-    Fd(i32),
-}
 
 /// Signals that end the process. Blocked from the start, so that every thread inherits that and `wait` takes them.
 pub struct Signals(SigSet);
@@ -63,25 +55,7 @@ impl Signals {
 /// # Errors
 /// A socket that cannot be served on; then none of the disks has been served.
 pub fn run(disks: Vec<(Disk, Place)>, pool: Pool, signals: &Signals) -> Result<(), SocketError> {
-    // All sockets first: a process that cannot serve one of its disks serves none.
-    let pool = Arc::new(pool);
-    let mut ready = Vec::new();
-    for (disk, place) in disks {
-        let server = Arc::new(Server::new(disk, pool.clone())?);
-        let (source, owned) = match place {
-            Place::Path(path) => {
-                let (listener, owned) = socket::listen(&path)?;
-                log_start(server.disk(), &path.display().to_string());
-                (Inherited::Listening(listener), Some(owned))
-            }
-            Place::Fd(fd) => {
-                let source = socket::inherit(fd)?;
-                log_start(server.disk(), &format!("descriptor {fd}"));
-                (source, None)
-            }
-        };
-        ready.push((server, source, owned));
-    }
+    let ready = sockets(disks, &Arc::new(pool))?;
     let mut servers = Vec::new();
     let mut owned_paths: Vec<OwnedPath> = Vec::new();
     for (server, source, owned) in ready {
@@ -108,12 +82,45 @@ pub fn run(disks: Vec<(Disk, Place)>, pool: Pool, signals: &Signals) -> Result<(
             std::process::exit(1);
         }
     });
-    for server in &servers {
-        server.close();
+    // Nobody is taken any more while others drain.
+    let sessions: Vec<_> = servers.iter().filter_map(|server| server.close()).collect();
+    for session in sessions {
+        session.end();
     }
     drop(owned_paths);
     log::info!("stopped");
     Ok(())
+}
+
+/// A server for each disk, and what it serves on. All sockets come first: a process that cannot serve one of its disks
+/// serves none.
+fn sockets(
+    disks: Vec<(Disk, Place)>,
+    pool: &Arc<Pool>,
+) -> Result<Vec<(Arc<Server>, Inherited, Option<OwnedPath>)>, SocketError> {
+    enum At {
+        Path(PathBuf),
+        Fd(i32, Inherited),
+    }
+    // Those that were passed before any is made, which might get the number of one that should have been passed.
+    let adopt = |(disk, place)| match place {
+        Place::Fd(fd) => Ok((disk, At::Fd(fd, socket::inherit(fd)?))),
+        Place::Path(path) => Ok((disk, At::Path(path))),
+    };
+    let adopted: Vec<_> = disks.into_iter().map(adopt).collect::<Result<_, SocketError>>()?;
+    let make = |(disk, at)| {
+        let server = Arc::new(Server::new(disk, pool.clone())?);
+        let (source, owned, shown) = match at {
+            At::Fd(fd, source) => (source, None, format!("descriptor {fd}")),
+            At::Path(path) => {
+                let (listener, owned) = socket::listen(&path)?;
+                (Inherited::Listening(listener), Some(owned), path.display().to_string())
+            }
+        };
+        log_start(server.disk(), &shown);
+        Ok((server, source, owned))
+    };
+    adopted.into_iter().map(make).collect()
 }
 
 fn log_start(disk: &Disk, place: &str) {

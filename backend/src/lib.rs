@@ -6,6 +6,7 @@
 //! socket, and [`server`] for whom.
 #![deny(unsafe_code)]
 
+pub mod activation;
 pub mod args;
 pub mod chain;
 pub mod check;
@@ -19,6 +20,7 @@ pub mod hold;
 pub mod inflight;
 pub mod limit;
 pub mod map;
+pub mod place;
 pub mod request;
 pub mod server;
 pub mod sim;

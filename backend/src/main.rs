@@ -10,11 +10,12 @@ use clap::Parser;
 use dm_table::{Diagnostic, Format, Source, TableFile};
 use log::LevelFilter;
 use vhost_user_dm::args::{Args, Command, Load, Log, Open};
-use vhost_user_dm::daemon::{self, Place, Signals};
+use vhost_user_dm::daemon::{self, Signals};
 use vhost_user_dm::device::{self, Patience, Registry};
-use vhost_user_dm::disk::{self, Disk, Loaded};
+use vhost_user_dm::disk::{self, Loaded};
 use vhost_user_dm::frontend::config::Offer;
-use vhost_user_dm::{check, uring};
+use vhost_user_dm::place::{self, PlaceError};
+use vhost_user_dm::{activation, check, uring};
 
 fn main() -> ExitCode {
     // Conventions for vhost-user back ends: this option wins over everything else on the line.
@@ -78,6 +79,13 @@ fn serve(args: &Args) -> Result<(), String> {
     if let Some(cpus) = &args.load.cpu_affinity {
         cpus.check().map_err(|e| format!("vhost-user-dm: {e}"))?;
     }
+    let passed = match args.listen.is_given() {
+        true => Vec::new(),
+        false => activation::passed().map_err(|e| format!("vhost-user-dm: {e}"))?,
+    };
+    if passed.is_empty() && !args.listen.is_given() {
+        return Err(format!("vhost-user-dm: {}", PlaceError::Nowhere));
+    }
     // What a killed predecessor has left in the kernel must end before we serve: see `device::Patience`.
     let mut registry = Registry::patient(Patience::new(Patience::COMMAND, Signals::pause));
     let (file, name) = table_file(&args.load, &mut registry)?;
@@ -86,7 +94,9 @@ fn serve(args: &Args) -> Result<(), String> {
     for warning in &loaded.warnings {
         log::warn!("{}", warning.trim_end());
     }
-    let places = place(args, loaded, file.devices.len())?;
+    let (device, serial) = (args.load.device.as_deref(), args.load.serial.is_some());
+    let places =
+        place::places(&args.listen, &passed, device, serial, loaded).map_err(|e| format!("vhost-user-dm: {e}"))?;
     daemon::run(places, args.load.pool(), &signals).map_err(|e| format!("vhost-user-dm: {e}"))
 }
 
@@ -132,42 +142,6 @@ fn read_table(path: &Path, open: &Open) -> Result<(TableFile, String), String> {
     let file = dm_table::parse(Arc::new(Source::new(shown, text)), format).map_err(|d| d.to_string())?;
     let stem = path.file_stem().filter(|_| !stdin).map(|s| s.to_string_lossy().into_owned());
     Ok((file, stem.unwrap_or_else(|| "disk".into())))
-}
-
-/// Which disk goes where.
-fn place(args: &Args, loaded: Loaded, devices: usize) -> Result<Vec<(Disk, Place)>, String> {
-    if let Some(dir) = &args.listen.socket_dir {
-        std::fs::create_dir_all(dir).map_err(|e| say(&format!("cannot make {}", dir.display()))(&e))?;
-        let path = |disk: Disk| {
-            let path = dir.join(format!("{}.sock", disk.name));
-            (disk, Place::Path(path))
-        };
-        return Ok(loaded.disks.into_iter().map(path).collect());
-    }
-    let index = match &args.load.device {
-        Some(name) => loaded.disks.iter().position(|d| d.name == *name).ok_or_else(|| {
-            let names: Vec<_> = loaded.disks.iter().map(|d| d.name.as_str()).collect();
-            format!("vhost-user-dm: --device={name}: the table file has no such device, but {}", names.join(", "))
-        })?,
-        None => match loaded.tops[..] {
-            [top] => top,
-            _ if devices == 0 => return Err("vhost-user-dm: the table file has no device".into()),
-            _ => {
-                let names: Vec<_> = loaded.tops.iter().map(|i| loaded.disks[*i].name.as_str()).collect();
-                return Err(format!(
-                    "vhost-user-dm: the table file has several devices that no other uses ({}): \
-                     say --device=NAME, or serve all of them with --socket-dir",
-                    names.join(", ")
-                ));
-            }
-        },
-    };
-    let place = match (&args.listen.socket_path, args.listen.fd) {
-        (Some(path), _) => Place::Path(path.clone()),
-        (None, Some(fd)) => Place::Fd(fd),
-        (None, None) => return Err("vhost-user-dm: one of --socket-path, --socket-dir and --fd is needed".into()),
-    };
-    Ok(loaded.disks.into_iter().nth(index).map(|disk| (disk, place)).into_iter().collect())
 }
 
 fn run_check(table: &Path, open: &Open) -> Result<(), String> {

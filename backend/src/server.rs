@@ -90,17 +90,12 @@ impl Server {
         }
     }
 
-    /// Drains; no queue of this server starts afterwards, and no connection is taken: one that waits is there for
-    /// whoever has the socket next.
-    pub fn close(&self) {
-        let session = {
-            let mut current = self.current();
-            current.closed = true;
-            current.session.take()
-        };
-        if let Some(session) = session {
-            session.end();
-        }
+    /// No connection is taken any more: one that waits is there for whoever has the socket next. Returns the session of the
+    /// front end that is being served; whoever closes ends it, and nothing of this server is served then.
+    pub fn close(&self) -> Option<Arc<Session>> {
+        let mut current = self.current();
+        current.closed = true;
+        current.session.take()
     }
 
     fn current(&self) -> std::sync::MutexGuard<'_, Current> {

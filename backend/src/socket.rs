@@ -54,8 +54,8 @@ pub enum SocketError {
         /// Why it failed.
         source: io::Error,
     },
-    /// `--fd`.
-    #[error("--fd={0}: {1}; pass a listening or connected Unix stream socket")]
+    /// `--fd`, or socket activation.
+    #[error("descriptor {0} (--fd, or LISTEN_FDS): {1}; pass a listening or connected Unix stream socket")]
     Inherited(RawFd, io::Error),
 }
 
@@ -97,7 +97,7 @@ fn is_served(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// A socket that was passed by `--fd`.
+/// A socket that was passed by `--fd` or socket activation.
 #[derive(Debug)]
 pub enum Inherited {
     /// Front ends will connect. `accept` does not wait.

@@ -79,12 +79,34 @@ impl Daemon {
         Self::spawn(command)
     }
 
-    /// Starts any command, its standard error in a log.
-    pub fn spawn(mut command: Command) -> Self {
+    /// Starts `vhost-user-dm ARGS` as systemd does for .socket units: with one or two sockets as descriptors 3 and 4,
+    /// and variables that tell of them. `names` is LISTEN_FDNAMES.
+    pub fn activate(args: &[String], sockets: Vec<OwnedFd>, names: Option<&str>) -> Self {
+        // As above; only the process itself knows its number.
+        const SCRIPT: &str = "LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >&2";
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", SCRIPT]).arg(binary()).args(args);
+        command.env("LISTEN_FDS", sockets.len().to_string());
+        if let Some(names) = names {
+            command.env("LISTEN_FDNAMES", names);
+        }
+        let mut sockets = sockets.into_iter();
+        command.stdin(sockets.next().map_or_else(Stdio::null, Stdio::from));
+        let second = sockets.next().map_or_else(Stdio::null, Stdio::from);
+        assert!(sockets.next().is_none(), "test bug: more than two sockets");
+        Self::spawn_with(command, Some(second))
+    }
+
+    /// Starts any command, its output in a log.
+    pub fn spawn(command: Command) -> Self {
+        Self::spawn_with(command, None)
+    }
+
+    fn spawn_with(mut command: Command, stdout: Option<Stdio>) -> Self {
         let log = NamedTempFile::new().expect("a log file");
         let name = format!("{command:?}");
         let append = || fs::OpenOptions::new().append(true).open(log.path()).expect("a log file");
-        command.stdout(append()).stderr(append());
+        command.stdout(stdout.unwrap_or_else(|| append().into())).stderr(append());
         let child = command.spawn().unwrap_or_else(|e| panic!("start {name}: {e}"));
         Daemon { child, log, name }
     }

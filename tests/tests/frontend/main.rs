@@ -2,6 +2,7 @@
 //! faults of components.
 #![allow(missing_docs)]
 
+mod activation;
 mod cli;
 mod config;
 mod faults;
