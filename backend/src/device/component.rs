@@ -10,6 +10,7 @@ use crate::guest::Mapping;
 
 use super::handover::Held;
 use super::limits::{DiscardMethod, Limits};
+use super::unflushed::Unflushed;
 
 /// How the data of components may be cached on this machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,6 +106,8 @@ pub struct Component {
     pub access: Access,
     /// The mapping of a file that is mapped.
     pub mapping: Option<Mapping>,
+    /// What was written and is not flushed. `None` for files that are mapped, and for those that are not written.
+    pub unflushed: Option<Arc<Unflushed>>,
     /// What the user should know although it refuses nothing, to be printed after the path.
     pub warnings: Vec<String>,
     /// The writable opening of the same component by this process. Its locks exclude other writers for this

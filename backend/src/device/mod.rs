@@ -22,15 +22,18 @@ mod holder;
 mod limits;
 mod locks;
 mod lookup;
+mod marks;
 mod open;
 mod proc;
 mod registry;
 #[cfg(test)]
 mod simulated;
 mod sysfs;
+mod unflushed;
 
 pub use component::{Access, Cache, Component, Identity, Kind, Options};
 pub use error::OpenError;
 pub use fence::Patience;
 pub use limits::{Discard, DiscardMethod, Limits};
 pub use registry::Registry;
+pub use unflushed::{Flush, Stamp, Unflushed};

@@ -4,19 +4,20 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::claims::{self, Claim};
-use super::component::{Component, Kind, Options};
+use super::component::{Access, Component, Kind, Options};
 use super::error::OpenError;
 use super::handover::Held;
 use super::holder::{self, Holder};
 use super::locks::{self, Refusal, Use};
 use super::lookup::{self, Located};
 use super::sysfs::Disk;
+use super::unflushed::Unflushed;
 use super::{access, facts};
 
 /// Opens what was found, or says why it must not be served in the way that `opts` asks for.
@@ -54,6 +55,8 @@ pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenE
         Some(disk) => disk.name(),
         None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
     };
+    let flushed = !opts.read_only && mapping.is_none();
+    let unflushed = flushed.then(|| Arc::new(Unflushed::new(&name, size.bytes(), access == Access::Buffered)));
     Ok(Component {
         held: Held::new(file, !later),
         name,
@@ -65,6 +68,7 @@ pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenE
         read_only: opts.read_only,
         access,
         mapping,
+        unflushed,
         warnings,
         writer: OnceLock::new(),
     })

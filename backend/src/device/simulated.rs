@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use dm_table::Sectors;
 
 use super::handover::Held;
-use super::{Access, Component, Identity, Kind, Limits};
+use super::{Access, Component, Identity, Kind, Limits, Unflushed};
 
 impl Component {
     /// Component number `number`, whose data is not in `file` but with the engine that knows it by `file`.
@@ -23,6 +23,7 @@ impl Component {
             read_only: false,
             access,
             mapping: None,
+            unflushed: Some(Arc::new(Unflushed::new(&format!("c{number}"), size.bytes(), access == Access::Buffered))),
             warnings: Vec::new(),
             writer: OnceLock::new(),
         }

@@ -132,6 +132,13 @@ impl Disk {
         });
     }
 
+    /// A sync has failed, and that was the only word of it: what some sectors hold will not become durable by any sync to
+    /// come, though it can be read as if nothing had happened.
+    pub(super) fn drop_unsynced(&mut self, rng: &mut Rng) {
+        let share = [0, 50, 100][rng.usize(..3)];
+        self.pending.retain(|_, _| rng.u8(..100) >= share);
+    }
+
     /// Makes durable what the sectors hold now.
     fn settle(&mut self, from: usize, to: usize) {
         for sector in sectors(from, to) {

@@ -4,7 +4,8 @@
 //! data moves when the command takes effect, so memory that was let go or used for something else meanwhile shows.
 //! Transfers end short, EAGAIN and EINTR come and go, faults strike by chance, by number or by place. Completed writes
 //! are lost and torn by [`Sim::crash`] unless a [`Command::Sync`] or a durable write came to their rescue: each
-//! device has a volatile and a durable image.
+//! device has a volatile and a durable image. A sync that fails may be the end of what it was for, as with Linux: it can
+//! be read, and no later sync makes it durable.
 //!
 //! A [`Sim`] is a handle: a clone means the same devices, so that a test looks at them while a worker owns the engine.
 //! Misuse of the engine (a token used twice, a file forgotten while it is in use) is a panic: nothing but tests runs
@@ -130,6 +131,8 @@ struct Running {
     reports: u64,
     // Known once it has taken effect.
     result: Option<i32>,
+    // It is a sync that has failed, so that the device forgets what it had not kept.
+    forgets: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -361,12 +364,16 @@ impl State {
                 self.put(self.latency(), Item::Report(token));
             }
             Item::Report(token) => {
-                let Some(Running { disk, at, len, number, result: Some(result), .. }) = self.running.remove(&token)
+                let Some(Running { disk, at, len, number, forgets, result: Some(result), .. }) =
+                    self.running.remove(&token)
                 else {
                     unreachable!("what is reported has been running and has taken effect");
                 };
                 self.reported += 1;
                 self.disks[disk].reported(at, len, number, self.reported);
+                if forgets {
+                    self.disks[disk].drop_unsynced(&mut self.rng);
+                }
                 events.push(Event::Done { token, result });
             }
             Item::Ready(watch, generation) => {
@@ -386,7 +393,10 @@ impl State {
         command.result = Some(match self.refusal(&command) {
             Some(errno) => -errno,
             None => match self.failure(&command) {
-                Some(errno) => -errno,
+                Some(errno) => {
+                    command.forgets = command.kind == Kind::Sync;
+                    -errno
+                }
                 None => self.perform(&command, command.len),
             },
         });
@@ -515,7 +525,8 @@ impl Engine for Sim {
         };
         assert!(kind == Kind::Sync || len > 0, "an empty {kind:?} at {at}");
         let (number, reports) = (state.started, state.reported);
-        let running = Running { file: file.0, disk, kind, data, at, len, number, reports, result: None };
+        let running =
+            Running { file: file.0, disk, kind, data, at, len, number, reports, result: None, forgets: false };
         assert!(state.running.insert(token, running).is_none(), "token {token} is used twice at a time");
         state.started += 1;
         let latency = state.latency();

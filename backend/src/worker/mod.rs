@@ -251,7 +251,7 @@ impl<E: Engine> Core<E> {
             }
         };
         let kick = setup.kick.as_raw_fd();
-        let mut queue = Queue::new(index as u32, setup, &mut self.engine)?;
+        let mut queue = Queue::new(index as u32, setup, &mut self.ops, &mut self.engine)?;
         // Used entries that a predecessor has published may never have been told of.
         queue.notify();
         self.engine.watch(kick, index as u32 + 1);
@@ -276,7 +276,7 @@ impl<E: Engine> Core<E> {
             }
             if let Some(Place { queue, stop: Some(answer), .. }) = slot.take() {
                 let next = queue.next_avail();
-                queue.end(&mut self.engine);
+                queue.end(&mut self.ops, &mut self.engine);
                 // Who asked may have gone meanwhile; the queue has ended all the same.
                 let _ = answer.send(next);
             }

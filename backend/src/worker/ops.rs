@@ -4,8 +4,10 @@
 //! through a bounce buffer, and a device that lacks an operation gets the next best one. What comes out is one verdict.
 
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
 
-use crate::device::DiscardMethod;
+use crate::device::{DiscardMethod, Flush, Stamp, Unflushed};
 use crate::engine::{Command, Engine, FileIx, MAX_SLICES};
 use crate::guest::{Buffer, HostSlice};
 
@@ -25,7 +27,13 @@ pub struct Device {
     pub mask: usize,
     /// How it discards.
     pub discard: Option<DiscardMethod>,
+    /// Where it is remembered what a flush must make durable.
+    pub unflushed: Option<UnflushedIx>,
 }
+
+/// What [`Ops::remember`] gave.
+#[derive(Clone, Copy, Debug)]
+pub struct UnflushedIx(u32);
 
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +120,8 @@ struct Op {
     bounce: Option<Buffer>,
     bounced: bool,
     retries: u8,
+    began: Stamp,
+    flush: Option<Flush>,
 }
 
 /// All operations of a worker. Their places, and the lists in them, are used over and over.
@@ -122,6 +132,7 @@ pub struct Ops {
     made: usize,
     waiting: VecDeque<u32>,
     zeroes: Buffer,
+    unflushed: Vec<Option<Arc<Unflushed>>>,
 }
 
 /// A new operation on its way to [`Ops::start`]: the caller fills `data`.
@@ -151,7 +162,24 @@ impl Ops {
             made: 1,
             waiting: VecDeque::new(),
             zeroes: Buffer::new(BOUNCE)?,
+            unflushed: Vec::new(),
         })
+    }
+
+    /// Takes part in the book-keeping of a component.
+    pub fn remember(&mut self, unflushed: &Arc<Unflushed>) -> UnflushedIx {
+        let free = self.unflushed.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.unflushed.len());
+        self.unflushed.resize(self.unflushed.len().max(index + 1), None);
+        self.unflushed[index] = Some(unflushed.clone());
+        UnflushedIx(index as u32)
+    }
+
+    /// Ends that. No operation with it may be under way.
+    pub fn forget(&mut self, index: UnflushedIx) {
+        if let Some(unflushed) = self.unflushed.get_mut(index.0 as usize) {
+            *unflushed = None;
+        }
     }
 
     /// Operations that have been drafted and have no verdict yet.
@@ -180,6 +208,8 @@ impl Ops {
                     bounce: None,
                     bounced: false,
                     retries: 0,
+                    began: Stamp::default(),
+                    flush: None,
                 });
                 (self.ops.len() - 1) as u32
             }
@@ -189,6 +219,12 @@ impl Ops {
         (op.begin, op.at, op.left) = (at, at, len);
         (op.first, op.bounced, op.retries) = (0, false, 0);
         op.data.clear();
+        op.flush = None;
+        if let Some(unflushed) = of(&self.unflushed, device)
+            && action != Action::Read
+        {
+            op.began = unflushed.stamp();
+        }
         op.step = match action {
             Action::Read | Action::Write { .. } => Step::Transfer,
             Action::Flush => Step::Sync,
@@ -205,6 +241,9 @@ impl Ops {
         let op = &mut self.ops[token as usize];
         if op.step == Step::Transfer && op.device.mask != 0 {
             op.bounced = op.data.len() > MAX_SLICES || op.misaligned();
+        }
+        if op.step == Step::Sync {
+            op.flush = of(&self.unflushed, op.device).map(|unflushed| unflushed.begin());
         }
         self.issue(engine, token);
     }
@@ -288,6 +327,10 @@ impl Ops {
             }
         };
         let op = &mut self.ops[token as usize];
+        let errno = match of(&self.unflushed, op.device) {
+            Some(unflushed) if op.action != Action::Read => op.account(unflushed, errno),
+            _ => errno,
+        };
         let verdict = Verdict { owner: op.owner, action: op.action, device: op.index, at: op.begin, errno };
         if let Some(buffer) = op.bounce.take() {
             self.buffers.push(buffer);
@@ -326,11 +369,20 @@ impl Ops {
             Step::Sync => Next::Done,
             _ if matches!(op.action, Action::Zero { durable: true, .. }) => {
                 op.step = Step::Sync;
+                if let Some(unflushed) = of(&self.unflushed, op.device) {
+                    unflushed.written(op.bytes(), op.began);
+                    op.flush = Some(unflushed.begin());
+                }
                 Next::Again
             }
             _ => Next::Done,
         }
     }
+}
+
+#[inline]
+fn of(all: &[Option<Arc<Unflushed>>], device: Device) -> Option<&Unflushed> {
+    all.get(device.unflushed?.0 as usize)?.as_deref()
 }
 
 enum Next {
@@ -340,6 +392,38 @@ enum Next {
 }
 
 impl Op {
+    /// All that it is for.
+    #[inline]
+    fn bytes(&self) -> Range<u64> {
+        self.begin..self.at + self.left
+    }
+
+    /// Remembers what it has written; the errno that it ends with, as a flush may succeed and not be believed.
+    #[inline]
+    fn account(&mut self, unflushed: &Unflushed, errno: i32) -> i32 {
+        let durable = matches!(self.action, Action::Write { durable: true } | Action::Zero { durable: true, .. });
+        let believed = match self.flush.take() {
+            Some(flush) => {
+                let believed = unflushed.end(flush, errno == 0);
+                if believed && durable {
+                    // Its own bytes are on the disk, whatever has become of others.
+                    unflushed.written_durably(self.bytes(), flush.began());
+                }
+                believed && (durable || !flush.began().lost())
+            }
+            None => {
+                match (durable, errno) {
+                    (false, 0) => unflushed.written(self.bytes(), self.began),
+                    (true, 0) => unflushed.written_durably(self.bytes(), self.began),
+                    (true, _) if matches!(self.step, Step::Transfer | Step::WriteZeroes) => unflushed.failed_durably(),
+                    _ => {}
+                }
+                true
+            }
+        };
+        if errno == 0 && !believed { libc::EIO } else { errno }
+    }
+
     /// Whether the device cannot take what is left from where it lies.
     fn misaligned(&self) -> bool {
         self.data[self.first..].iter().any(|s| (s.addr() | s.len()) & self.device.mask != 0)

@@ -19,7 +19,7 @@ use super::ops::{Action, Device, Ops, Owner, Verdict};
 use super::returns::{Order, Returns, Ticket};
 use crate::chain::Chain;
 use crate::device::Access;
-use crate::engine::{Engine, FileIx};
+use crate::engine::Engine;
 use crate::guest::{Guest, HostSlice, Record, SplitRing};
 use crate::inflight::Tracker;
 use crate::limited;
@@ -117,7 +117,7 @@ impl Queue {
     ///
     /// # Errors
     /// The engine's, or a record that cannot be this ring's.
-    pub fn new(index: u32, setup: Setup, engine: &mut impl Engine) -> std::io::Result<Queue> {
+    pub fn new(index: u32, setup: Setup, ops: &mut Ops, engine: &mut impl Engine) -> std::io::Result<Queue> {
         use std::os::fd::AsFd;
         let (returns, base, mut replay) = match setup.record {
             None => (Returns::InOrder(Order::default()), setup.base, Vec::new()),
@@ -139,7 +139,7 @@ impl Queue {
             let file = match engine.add_file(component.file().as_fd()) {
                 Ok(file) => file,
                 Err(error) => {
-                    forget(&devices, engine);
+                    forget(&devices, ops, engine);
                     return Err(error);
                 }
             };
@@ -151,6 +151,7 @@ impl Queue {
                     Access::Buffered | Access::Mapped => 0,
                 },
                 discard: component.limits.discard.map(|d| d.method),
+                unflushed: component.unflushed.as_ref().map(|unflushed| ops.remember(unflushed)),
             });
         }
         Ok(Queue {
@@ -546,10 +547,10 @@ impl Queue {
     }
 
     /// Ends the queue: its files are forgotten and its memory is let go. It must have drained.
-    pub fn end(self, engine: &mut impl Engine) {
+    pub fn end(self, ops: &mut Ops, engine: &mut impl Engine) {
         debug_assert!(self.drained());
         debug_assert_eq!(self.free.len(), self.slots.len());
-        forget(&self.devices, engine);
+        forget(&self.devices, ops, engine);
     }
 }
 
@@ -561,9 +562,11 @@ impl Queue {
     }
 }
 
-fn forget(devices: &[Option<Device>], engine: &mut impl Engine) {
-    let files: Vec<FileIx> = devices.iter().flatten().map(|d| d.file).collect();
-    for file in files {
-        engine.remove_file(file);
+fn forget(devices: &[Option<Device>], ops: &mut Ops, engine: &mut impl Engine) {
+    for device in devices.iter().flatten() {
+        engine.remove_file(device.file);
+        if let Some(index) = device.unflushed {
+            ops.forget(index);
+        }
     }
 }

@@ -16,7 +16,7 @@ use fastrand::Rng;
 use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
-use super::traffic::{End, Request, What};
+use super::traffic::{End, Request, What, loses};
 use super::world::World;
 use crate::sim::Sim;
 
@@ -66,6 +66,8 @@ struct Flight {
     alone: bool,
     durable: bool,
     epoch: u64,
+    doubt: bool,
+    settled: bool,
 }
 
 pub(super) struct Driver {
@@ -353,6 +355,9 @@ impl Side {
         }
         assert!(read == flight.request.readable, "{:?} wrote where it may only read", flight.request.what);
         let failures = self.sim.failures(flight.failures);
+        for failure in failures.iter().filter(|f| loses(f)) {
+            self.world.parts[failure.disk].lost = Some(self.clock);
+        }
         let end = End {
             status: written.last().copied().unwrap_or(CANARY),
             used_len,
@@ -360,6 +365,8 @@ impl Side {
             failures: &failures,
             alone: flight.alone,
             durable: flight.durable && flight.epoch == self.epoch,
+            doubt: flight.doubt,
+            settled: flight.settled,
             submitted: flight.submitted,
             now: self.clock,
         };
@@ -383,6 +390,8 @@ impl Side {
         let (stretches, end) = self.lay_out(&request, place);
         let (head, descriptors) = self.describe(q, &stretches, end, place);
         self.clock += 1;
+        let doubt = self.doubt();
+        let settled = self.settled();
         let mut alone = true;
         if request.syncs() {
             for other in self.drivers.iter_mut().flat_map(|d| d.flights.values_mut()).filter(|f| f.request.syncs()) {
@@ -399,6 +408,8 @@ impl Side {
             alone,
             durable: self.write_through.load(Ordering::Relaxed),
             epoch: self.epoch,
+            doubt,
+            settled,
         };
         let driver = &mut self.drivers[q];
         driver.burst -= 1;
@@ -408,6 +419,19 @@ impl Side {
         driver.next = driver.next.wrapping_add(1);
         self.put(at, &head.to_le_bytes());
         true
+    }
+
+    /// Whether a sync has failed of which not all is known or mended: what it was for may not be back yet.
+    fn doubt(&self) -> bool {
+        let mut flights = self.drivers.iter().flat_map(|d| d.flights.values());
+        let unsynced = |f: &Flight| self.sim.failures(f.failures).iter().any(loses);
+        self.world.has_lost() || flights.any(unsynced)
+    }
+
+    /// Whether nothing is under way that was when a failure was seen.
+    fn settled(&self) -> bool {
+        let last = self.world.parts.iter().filter_map(|part| part.lost).max().unwrap_or(0);
+        self.drivers.iter().flat_map(|d| d.flights.values()).all(|f| f.submitted > last)
     }
 
     /// Cuts a request's bytes into stretches of guest memory and fills them; also returns where free memory begins.

@@ -1,12 +1,13 @@
 //! Operations alone on simulated devices: what the drivers of the other tests meet too rarely.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::DiscardMethod;
+use crate::device::{DiscardMethod, Unflushed};
 use crate::engine::{Engine, Event, MAX_SLICES, Wait};
 use crate::guest::Buffer;
-use crate::sim::{Nature, SECTOR, Sim, Temper};
+use crate::sim::{Kind, Nature, SECTOR, Sim, Temper};
 use crate::worker::ops::{Action, Device, Ops, Owner, Verdict};
 
 const READ: Action = Action::Read;
@@ -29,7 +30,12 @@ impl Bench {
         let file = tempfile::tempfile().unwrap();
         sim.add_device(&file, vec![0x11; SECTORS * SECTOR], nature).unwrap();
         let file = sim.add_file(file.as_fd()).unwrap();
-        let device = Device { file, mask: nature.unit as usize - 1, discard: Some(DiscardMethod::BlockCommand) };
+        let device = Device {
+            file,
+            mask: nature.unit as usize - 1,
+            discard: Some(DiscardMethod::BlockCommand),
+            unflushed: None,
+        };
         Bench { sim, ops: Ops::new().unwrap(), device, memory: Buffer::new(SECTORS * SECTOR + 4096).unwrap() }
     }
 
@@ -188,5 +194,33 @@ fn zeroing_goes_by_the_best_way_that_the_device_knows() {
                 assert!(device[1001 * SECTOR..].iter().all(|b| *b == 0x11));
             });
         }
+    }
+}
+
+#[test]
+fn flushes_fail_until_what_one_may_have_lost_is_written_again() {
+    for seed in 0..20 {
+        let mut bench = Bench::new(seed, Temper::default(), DIRECT);
+        let unflushed = Arc::new(Unflushed::new("disk", (SECTORS * SECTOR) as u64, seed % 2 == 0));
+        bench.device.unflushed = Some(bench.ops.remember(&unflushed));
+        let run = |bench: &mut Bench, action, at: usize| {
+            bench.start(0, action, at * SECTOR, SECTOR, 0, SECTOR);
+            bench.finish() == [(0, 0)]
+        };
+        bench.fill(|_| 0x22);
+        assert!(run(&mut bench, WRITE, 0) && run(&mut bench, Action::Flush, 0));
+        let zero = Action::Zero { unmap: true, durable: false };
+        assert!(run(&mut bench, WRITE, 1) && run(&mut bench, zero, 2));
+        bench.sim.fail_range(0, 0..1, |kind| kind == Kind::Sync, libc::ENOSPC);
+        assert!(!run(&mut bench, Action::Flush, 0), "seed {seed}");
+        bench.sim.heal();
+        assert!(!run(&mut bench, Action::Flush, 0), "seed {seed}: the device has forgotten, and so have we");
+        assert!(run(&mut bench, WRITE, 1) && run(&mut bench, WRITE, 0));
+        assert!(!run(&mut bench, Action::Flush, 0), "seed {seed}: one sector is not written again");
+        assert!(run(&mut bench, zero, 2));
+        assert!(run(&mut bench, Action::Flush, 0), "seed {seed}: all is written again");
+        let mut expect = vec![0x22; 2 * SECTOR];
+        expect.resize(3 * SECTOR, 0);
+        bench.sim.look_durable(0, |device| assert!(device[..3 * SECTOR] == expect, "seed {seed}"));
     }
 }

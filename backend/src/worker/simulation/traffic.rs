@@ -121,7 +121,8 @@ impl Request {
             };
             let sector = world.sector((touch.part, touch.at));
             sector.busy = true;
-            let may = may.iter().map(|bytes| Version { bytes: Box::new(*bytes), done: None, durable: false });
+            let may =
+                may.iter().map(|bytes| Version { bytes: Box::new(*bytes), done: None, durable: false, failed: false });
             sector.versions.extend(may);
         }
     }
@@ -137,7 +138,8 @@ impl Request {
     }
 
     /// The statuses that are right. `alone`: no other request has synced meanwhile.
-    fn statuses(&self, world: &World, failures: &[Failure], alone: bool) -> Vec<u8> {
+    fn statuses(&self, world: &World, end: &End<'_>) -> Vec<u8> {
+        let (failures, alone) = (end.failures, end.alone);
         if let Some(status) = self.fixed {
             return vec![status];
         }
@@ -164,6 +166,11 @@ impl Request {
                 }
             }
         }
+        // A flush fails as long as anything is lost, and is not believed where another has failed meanwhile.
+        let unsure = end.doubt || failures.iter().any(loses);
+        if unsure && self.syncs() && !world.read_only && !right.contains(&IOERR) {
+            right.extend([IOERR, OK]);
+        }
         if right.is_empty() {
             right.push(OK);
         }
@@ -182,7 +189,7 @@ impl Request {
 
     /// Judges what the driver got, and moves the model on.
     pub fn finish(&self, end: &End<'_>, world: &mut World, sim: &Sim) {
-        let right = self.statuses(world, end.failures, end.alone);
+        let right = self.statuses(world, end);
         assert!(
             self.what == What::NoStatus || right.contains(&end.status),
             "{:?} ended with status {}, right is {right:?}; failures made up: {:?}",
@@ -199,6 +206,7 @@ impl Request {
                     for number in world.flush_set.clone() {
                         let part = &mut world.parts[number];
                         part.flushed = part.flushed.max(end.submitted);
+                        part.lost = part.lost.filter(|since| !end.settled || *since >= end.submitted);
                         sim.look_durable(number, |image| world.check_durable(number, image));
                     }
                 }
@@ -254,7 +262,7 @@ impl Request {
             if failed { "its operation failed" } else { "its operation did not fail" }
         );
         let durable = end.durable && end.status == OK && matches!(self.what, What::Write | What::Zeroes);
-        sector.versions.push(Version { bytes: Box::new(seen), done: Some(end.now), durable });
+        sector.versions.push(Version { bytes: Box::new(seen), done: Some(end.now), durable, failed });
         if durable {
             let there = sim.look_durable(touch.part, |b| b[touch.at as usize * SECTOR..][..SECTOR] == seen);
             assert!(
@@ -266,6 +274,11 @@ impl Request {
     }
 }
 
+/// Whether a failure may mean that something is lost that was written before.
+pub(super) fn loses(failure: &Failure) -> bool {
+    matches!(failure.kind, Kind::Sync | Kind::Write { durable: true })
+}
+
 /// What the driver got, and what it knows about it.
 pub(super) struct End<'a> {
     pub status: u8,
@@ -275,6 +288,10 @@ pub(super) struct End<'a> {
     pub alone: bool,
     /// Write-through was on all the time.
     pub durable: bool,
+    /// A sync may have failed before, of which the driver did not know all.
+    pub doubt: bool,
+    /// When it was submitted nothing was under way that had been when the last failure was seen.
+    pub settled: bool,
     pub submitted: u64,
     pub now: u64,
 }

@@ -54,6 +54,8 @@ pub(super) struct Version {
     pub done: Option<u64>,
     /// The driver was promised that it lasts.
     pub durable: bool,
+    /// What wrote it has failed: it may be there, and nobody relies on it.
+    pub failed: bool,
 }
 
 pub(super) struct Sector {
@@ -76,6 +78,8 @@ pub(super) struct Part {
     pub method: Option<DiscardMethod>,
     /// What was done before this is on stable storage.
     pub flushed: u64,
+    /// When a failure was seen that may have lost something. Until a flush that began later has succeeded, flushes may fail.
+    pub lost: Option<u64>,
 }
 
 impl Part {
@@ -312,7 +316,7 @@ impl World {
     pub fn check_durable(&mut self, number: usize, image: &[u8]) {
         let part = &mut self.parts[number];
         for (at, (sector, seen)) in part.sectors.iter_mut().zip(image.chunks(SECTOR)).enumerate() {
-            let lasts = |v: &Version| v.durable || v.done.is_some_and(|done| done < part.flushed);
+            let lasts = |v: &Version| v.durable || (!v.failed && v.done.is_some_and(|done| done < part.flushed));
             let oldest = sector.versions.iter().rposition(lasts).unwrap_or(0);
             sector.versions.drain(..oldest);
             let seen: &Bytes = seen.try_into().expect("whole sectors");
@@ -324,6 +328,11 @@ impl World {
                 sector.versions.len()
             );
         }
+    }
+
+    /// Whether a flush may fail for what was lost before.
+    pub fn has_lost(&self) -> bool {
+        self.parts.iter().any(|part| part.lost.is_some())
     }
 
     /// Holds what the components hold against what they should, when no request is under way.
@@ -373,7 +382,7 @@ fn component(
     };
     let sectors: Vec<Sector> = (0..size)
         .map(|_| Sector {
-            versions: vec![Version { bytes: content(rng, pool), done: Some(0), durable: true }],
+            versions: vec![Version { bytes: content(rng, pool), done: Some(0), durable: true, failed: false }],
             busy: false,
         })
         .collect();
@@ -381,7 +390,7 @@ fn component(
     let file = File::from(rustix::fs::memfd_create("component", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd"));
     assert_eq!(sim.add_device(&file, bytes, nature).expect("a simulated device"), number);
     let component = Component::simulated(file, number, Sectors::new(size), limits, access);
-    (Part { sectors, nature, method, flushed: 0 }, component)
+    (Part { sectors, nature, method, flushed: 0, lost: None }, component)
 }
 
 /// Quick devices and slow, nervous and calm, sound and failing ones.
