@@ -78,7 +78,9 @@ impl Hold {
         }
         state.held = false;
         written(chain).for_each(|component| component.give_up());
-        log::info!(
+        limited!(
+            chain.limiters.control,
+            info,
             "{}: the guest has stopped while it migrates; its components are free for the destination",
             chain.name
         );

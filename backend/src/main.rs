@@ -51,7 +51,15 @@ fn init_log(log: &Log) {
         (0, _) => LevelFilter::Error,
         _ => LevelFilter::Trace,
     };
-    env_logger::Builder::new().filter_level(level).parse_env("VHOST_USER_DM_LOG").format_target(false).init();
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(level);
+    if level <= LevelFilter::Info {
+        // What these say we say too, and no oftener than the one who causes it should be able to.
+        for library in ["vhost", "vhost_user_backend", "virtio_queue"] {
+            builder.filter_module(library, LevelFilter::Off);
+        }
+    }
+    builder.parse_env("VHOST_USER_DM_LOG").format_target(false).init();
 }
 
 fn say(what: &str) -> impl FnOnce(&dyn Display) -> String {

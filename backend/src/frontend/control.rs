@@ -11,6 +11,8 @@ use crate::chain::Chain;
 use crate::device::OpenError;
 use crate::guest::{DirtyLog, Guest, Inflight, LogError, Record, RingError, SplitRing};
 use crate::hold::Hold;
+use crate::limit::Limiter;
+use crate::limited;
 use crate::request::ID_LEN;
 use crate::worker::Worker;
 use crate::worker::pool::Pool;
@@ -137,7 +139,7 @@ impl QueueControl {
     pub fn check_size(&self) -> Result<(), virtio_queue::Error> {
         match self.state().bad_size {
             Some(size) => {
-                log::error!("{}: {}", self.name(), RingError::Size(size));
+                limited!(self.limiter(), error, "{}: {}", self.name(), RingError::Size(size));
                 Err(virtio_queue::Error::InvalidSize)
             }
             None => Ok(()),
@@ -183,14 +185,19 @@ impl QueueControl {
             // A worker must never wait for a front end that does not read its notifications.
             let flags = rustix::fs::fcntl_getfl(call).unwrap_or(rustix::fs::OFlags::empty());
             if let Err(error) = rustix::fs::fcntl_setfl(call, flags | rustix::fs::OFlags::NONBLOCK) {
-                log::warn!("{}: cannot make the notification descriptor non-blocking: {error}", self.name());
+                limited!(
+                    self.limiter(),
+                    warn,
+                    "{}: cannot make the notification descriptor non-blocking: {error}",
+                    self.name()
+                );
             }
         }
         let mut state = self.state();
         if let (Some(worker), Some(queue)) = (&state.worker, state.running)
-            && let Err(error) = worker.set_call(queue, dup(call.as_ref()))
+            && let Err(error) = worker.set_call(queue, self.dup(call.as_ref()))
         {
-            log::error!("{}: {error}", self.name());
+            limited!(self.limiter(), error, "{}: {error}", self.name());
         }
         state.call = call;
     }
@@ -233,12 +240,12 @@ impl QueueControl {
             return;
         }
         if let Err(error) = self.try_start(state) {
-            log::error!("{}: the queue cannot be served: {error}", self.name());
+            limited!(self.limiter(), error, "{}: the queue cannot be served: {error}", self.name());
         }
     }
 
     fn try_start(&self, state: &mut State) -> Result<(), StartError> {
-        let (Some(config), Some(kick)) = (state.config, dup(state.kick.as_ref())) else { return Ok(()) };
+        let (Some(config), Some(kick)) = (state.config, self.dup(state.kick.as_ref())) else { return Ok(()) };
         if let Some(size) = state.bad_size {
             return Err(RingError::Size(size).into());
         }
@@ -265,7 +272,7 @@ impl QueueControl {
             record: self.record(config.size),
             event_idx: config.event_idx,
             kick,
-            call: dup(state.call.as_ref()),
+            call: self.dup(state.call.as_ref()),
             write_through: self.shared.write_through.clone(),
         };
         self.shared.hold.enter(&self.shared.chain, || !self.shared.closing.load(Ordering::Acquire))?;
@@ -284,7 +291,9 @@ impl QueueControl {
         let inflight = self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner);
         let record = Record::new(inflight.as_ref()?, self.index, size);
         if record.is_none() {
-            log::warn!(
+            limited!(
+                self.limiter(),
+                warn,
                 "{}: the in-flight region has no room for a ring of {size} entries, which is served in order instead",
                 self.name()
             );
@@ -301,7 +310,9 @@ impl QueueControl {
         if unanswered == 0 || unanswered > config.size {
             return config.base;
         }
-        log::info!(
+        limited!(
+            self.limiter(),
+            info,
             "{}: goes on at used index {used} and not at {}, so that {unanswered} requests get their answer",
             self.name(),
             config.base
@@ -327,26 +338,34 @@ impl QueueControl {
                 Some(next)
             }
             Some(Err(error)) => {
-                log::error!("{}: {error}", self.name());
+                limited!(self.limiter(), error, "{}: {error}", self.name());
                 None
             }
             None => None,
         }
     }
 
+    /// A descriptor of our own for what the front end passed.
+    pub fn dup(&self, file: Option<&File>) -> Option<File> {
+        match file?.as_fd().try_clone_to_owned() {
+            Ok(fd) => Some(fd.into()),
+            Err(error) => {
+                limited!(
+                    self.limiter(),
+                    error,
+                    "{}: cannot duplicate a descriptor of the front end: {error}",
+                    self.name()
+                );
+                None
+            }
+        }
+    }
+
     fn name(&self) -> String {
         format!("{}, queue {}", self.shared.chain.name, self.index)
     }
-}
 
-/// A descriptor of our own for what the front end passed.
-pub(super) fn dup(file: Option<&File>) -> Option<File> {
-    let file = file?;
-    match file.as_fd().try_clone_to_owned() {
-        Ok(fd) => Some(fd.into()),
-        Err(error) => {
-            log::error!("cannot duplicate a descriptor of the front end: {error}");
-            None
-        }
+    fn limiter(&self) -> &Limiter {
+        &self.shared.chain.limiters.control
     }
 }

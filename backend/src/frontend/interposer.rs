@@ -68,6 +68,17 @@ pub enum Ended {
         /// Queues that there are.
         have: usize,
     },
+    /// A ring larger than any that is offered.
+    #[error(
+        "{} asks for a ring of {asked} entries, and this disk has 1 to {most} (--queue-size)",
+        name(FrontendReq::SET_VRING_NUM.into())
+    )]
+    RingSize {
+        /// Entries.
+        asked: u32,
+        /// Most that there may be.
+        most: u16,
+    },
     /// An in-flight region that is none.
     #[error("{}: {source}", name(u32::from(*.request)))]
     Inflight {
@@ -232,6 +243,7 @@ impl<'a> Interposer<'a> {
             Ok(FrontendReq::SET_INFLIGHT_FD) => Self::set_inflight,
             Ok(FrontendReq::SET_LOG_BASE) => Self::set_log,
             Ok(FrontendReq::SET_LOG_FD) => Self::set_log_fd,
+            Ok(FrontendReq::SET_VRING_NUM) if self.ring_size(&message).is_err() => Self::refuse_ring,
             known => {
                 match known {
                     Ok(FrontendReq::GET_FEATURES) => self.asked_features += 1,
@@ -275,6 +287,23 @@ impl<'a> Interposer<'a> {
             true => Ok(()),
             false => Err(Ended::Queues { request, asked, have }),
         }
+    }
+
+    /// The daemon would only say that something is wrong. A ring that is too large is a mistake that users make.
+    fn ring_size(&self, message: &Message) -> Result<(), Ended> {
+        let most = self.session.queue_size();
+        match message.body[..] {
+            [_, _, _, _, a, b, c, d] => match u32::from_ne_bytes([a, b, c, d]) {
+                asked if asked == 0 || asked > most.into() => Err(Ended::RingSize { asked, most }),
+                _ => Ok(()),
+            },
+            // Of a wrong length it is the daemon's.
+            _ => Ok(()),
+        }
+    }
+
+    fn refuse_ring(&mut self, message: Message) -> Result<Option<Message>, Ended> {
+        self.ring_size(&message).map(|()| None)
     }
 
     /// A region for a front end that has none yet. Larger than it asks for, if need be: QEMU 10 makes rings of 1024 entries

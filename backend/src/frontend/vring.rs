@@ -10,7 +10,7 @@ use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutG
 use virtio_queue::{Error, QueueT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use super::control::{QueueControl, RingConfig, dup};
+use super::control::{QueueControl, RingConfig};
 
 /// Guest memory as `vhost-user-backend` holds it.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
@@ -145,7 +145,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_kick(&self, file: Option<File>) {
-        self.queue.set_kick(dup(file.as_ref()));
+        self.queue.set_kick(self.queue.dup(file.as_ref()));
         self.inner.set_kick(file);
     }
 
@@ -154,7 +154,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_call(&self, file: Option<File>) {
-        self.queue.set_call(dup(file.as_ref()));
+        self.queue.set_call(self.queue.dup(file.as_ref()));
         self.inner.set_call(file);
     }
 
