@@ -130,7 +130,8 @@ impl Queue {
         };
         replay.reverse();
         if !replay.is_empty() {
-            log::info!("{}: {} requests of a predecessor are done again", setup.name, replay.len());
+            let limiter = &setup.chain.limiters.control;
+            limited!(limiter, info, "{}: {} requests of a predecessor are done again", setup.name, replay.len());
         }
         let mut devices: Vec<Option<Device>> = Vec::new();
         for ix in setup.chain.map.flush_set() {
@@ -492,7 +493,13 @@ impl Queue {
             // migrate.
             self.stopped = true;
             self.replay.clear();
-            log::error!("{}: the front end has truncated memory that it shares; the queue stays stopped", self.name);
+            let limiter = &self.chain.limiters.control;
+            limited!(
+                limiter,
+                error,
+                "{}: the front end has truncated memory that it shares; the queue stays stopped",
+                self.name
+            );
         }
         if self.returns.publish(&mut self.vring) {
             self.notify();
