@@ -236,8 +236,9 @@ impl<'h> Run<'h> {
             call: Some(dup()),
             write_through: Arc::new(AtomicBool::new(hostile.bits & 0x80 != 0)),
         };
-        let queue = Queue::new(0, setup, &mut engine).expect("files that the engine knows");
-        Run { hostile, engine, ops: Ops::new().expect("bounce buffers"), queue, events: Vec::new(), used }
+        let mut ops = Ops::new().expect("bounce buffers");
+        let queue = Queue::new(0, setup, &mut ops, &mut engine).expect("files that the engine knows");
+        Run { hostile, engine, ops, queue, events: Vec::new(), used }
     }
 
     fn run(mut self) {
@@ -264,7 +265,7 @@ impl<'h> Run<'h> {
             self.hostile.assert_untouched(&before, &self.engine.writable);
         }
         assert_eq!(self.ops.under_way(), 0);
-        self.queue.end(&mut self.engine);
+        self.queue.end(&mut self.ops, &mut self.engine);
         assert_eq!(self.engine.sim.in_flight(), 0);
     }
 
