@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Kills the back end under load and starts it again, round after round: what was acknowledged must be there, every
 # request must end once, none may hang, and no byte outside of the segments may change (tests/src/crash).
-# Usage: ci/crash.sh [ROUNDS] [ARGUMENT...]   by a front end of the tests (default: 200 rounds, 2 minutes)
-#        ci/crash.sh --vm [ROUNDS]            by QEMU, with fio --verify in the guest (default: 10 rounds, 5 minutes)
+# Usage: ci/crash.sh [ROUNDS] [ARGUMENT...]   by a front end of the tests (default: 200 rounds, 3 minutes)
+#        ci/crash.sh --vm [ROUNDS]            by QEMU, with fio --verify in the guest (default: 10 rounds, 8 minutes)
 # Arguments: --seed=N          seed of the first round; each further one has the next number
 #            --mode=MODE       tracked, in-order (without in-flight tracking), or any (default: as the seed says)
 #            --keep-going      goes on after a round that failed
