@@ -43,6 +43,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// Variable with a filter for the log.
+const FILTER: &str = "VHOST_USER_DM_LOG";
+
 fn init_log(log: &Log) {
     let level = match (log.verbose, log.quiet) {
         (0, 0) => LevelFilter::Info,
@@ -53,13 +56,15 @@ fn init_log(log: &Log) {
     };
     let mut builder = env_logger::Builder::new();
     builder.filter_level(level);
-    if level <= LevelFilter::Info {
-        // What these say we say too, and no oftener than the one who causes it should be able to.
-        for library in ["vhost", "vhost_user_backend", "virtio_queue"] {
+    if level <= LevelFilter::Info && std::env::var_os(FILTER).is_none() {
+        // What these say we say too, and no oftener than the one who causes it should be able to. A filter is for all names
+        // that begin with it; the longest counts.
+        for library in ["vhost", "virtio_queue"] {
             builder.filter_module(library, LevelFilter::Off);
         }
+        builder.filter_module("vhost_user_dm", level);
     }
-    builder.parse_env("VHOST_USER_DM_LOG").format_target(false).init();
+    builder.parse_env(FILTER).format_target(false).init();
 }
 
 fn say(what: &str) -> impl FnOnce(&dyn Display) -> String {

@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use dm_tests::daemon::{self, Daemon, Served, flag};
+use dm_tests::daemon::{self, Daemon, Served, binary, flag};
 use dm_tests::vmm::{Setup, Vmm};
 
 use crate::{Piece, SECTOR, pattern};
@@ -207,4 +209,30 @@ fn check_reports_and_serves_nothing() {
     let (code, out, err) = daemon::run(["check".as_ref(), table.as_os_str()]).expect("run");
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("256") && out.contains(piece.name()), "{out}");
+}
+
+#[test]
+fn a_place_for_temporary_files_is_needed_at_the_start_and_stays_empty() {
+    let piece = Piece::new(256);
+    let socket = piece.dir().join("socket");
+    let temporary = tempfile::tempdir().expect("a directory");
+    let start = |temporary: &Path| {
+        let mut command = Command::new(binary());
+        command.args([flag("--socket-path", &socket), flag("--blk-file", &piece.path)]).env("TMPDIR", temporary);
+        Daemon::spawn(command)
+    };
+    let mut daemon = start(&temporary.path().join("none"));
+    let status = daemon.wait(Duration::from_secs(20)).and_then(|status| status.code());
+    assert!(status == Some(1) && daemon.log().contains("TMPDIR"), "{status:?} {}", daemon.log());
+    assert!(!socket.exists(), "left a socket");
+    let mut daemon = start(temporary.path());
+    daemon.vmm(&socket, &Setup::default()).read(0, 0, 512).expect("read");
+    let left: Vec<_> = fs::read_dir(temporary.path()).expect("list").collect();
+    assert!(left.is_empty(), "a kill now would leave {left:?}");
+    // Later it is not needed any more.
+    drop(temporary);
+    for _ in 0..3 {
+        daemon.vmm(&socket, &Setup::default()).read(0, 0, 512).expect("read");
+    }
+    daemon.stop();
 }

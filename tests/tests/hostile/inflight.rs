@@ -103,6 +103,16 @@ fn messages_about_regions_and_logs_of_a_wrong_shape_are_refused() {
 }
 
 #[test]
+fn a_ring_that_is_too_large_is_refused_with_the_flag_that_allows_it() {
+    for size in [0, 512, 1024, u32::MAX] {
+        let mut victim = Victim::new(&["--queue-size=256"]);
+        let reason = format!("a ring of {size} entries, and this disk has 1 to 256 (--queue-size)");
+        refused(&mut victim, rq::SET_VRING_NUM, &wire::state(0, size), &[], &reason);
+        victim.stop();
+    }
+}
+
+#[test]
 fn what_was_not_negotiated_is_refused() {
     let mut victim = Victim::new(&[]);
     let file = memfd(8192).expect("memfd");

@@ -20,6 +20,40 @@ fn settle(vmm: &Vmm) {
     }
 }
 
+/// Each of these lines had a limit of its own for each start of a queue, or none.
+#[test]
+fn a_guest_that_resets_all_the_time_leaves_a_short_log() {
+    let mut victim = Victim::new(&[]);
+    let mut vmm = victim.vmm(&Setup { queues: 2, ..Setup::default() });
+    for _ in 0..300 {
+        for queue in 0..2 {
+            for head in [200, 5, 200] {
+                vmm.queues[queue].ring.push_head(head);
+            }
+            vmm.queues[queue].ring.publish();
+            vmm.queues[queue].ring.kick();
+        }
+        vmm.reset().expect("reset");
+    }
+    // A ring that cannot be served, asked for again and again.
+    for size in 0..600 {
+        vmm.conn.tell_state(rq::SET_VRING_NUM, 0, 3 + 2 * (size % 100)).expect("taken, for now");
+    }
+    drop(vmm);
+    // And over new connections, in memory that is gone.
+    for _ in 0..100 {
+        let vmm = victim.vmm(&Setup::default());
+        rustix::fs::ftruncate(vmm.memory.regions()[0].fd(), 0).expect("truncate");
+        dm_tests::ring::signal(vmm.queues[0].ring.kick_fd());
+        let _ = vmm.stop_ring(0);
+    }
+    let log = victim.served.daemon.log();
+    assert!(log.contains("is not served"), "the guest did nothing wrong: {log}");
+    assert!(log.lines().count() < 60, "{} lines of log:\n{log}", log.lines().count());
+    victim.assert_well("resets");
+    victim.stop();
+}
+
 #[test]
 fn an_available_index_that_jumps_is_survived() {
     let mut victim = Victim::new(&[]);
