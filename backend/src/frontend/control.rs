@@ -16,7 +16,7 @@ use crate::limited;
 use crate::request::ID_LEN;
 use crate::worker::Worker;
 use crate::worker::pool::Pool;
-use crate::worker::queue::Setup;
+use crate::worker::queue::{Setup, signal_error};
 
 /// What all queues of a session share.
 pub struct Shared {
@@ -63,6 +63,7 @@ struct State {
     enabled: bool,
     kick: Option<File>,
     call: Option<File>,
+    err: Option<File>,
     config: Option<RingConfig>,
     worker: Option<Arc<Worker>>,
     // The worker's number of the queue that it serves.
@@ -181,18 +182,7 @@ impl QueueControl {
 
     /// Another descriptor to notify by.
     pub fn set_call(&self, call: Option<File>) {
-        if let Some(call) = &call {
-            // A worker must never wait for a front end that does not read its notifications.
-            let flags = rustix::fs::fcntl_getfl(call).unwrap_or(rustix::fs::OFlags::empty());
-            if let Err(error) = rustix::fs::fcntl_setfl(call, flags | rustix::fs::OFlags::NONBLOCK) {
-                limited!(
-                    self.limiter(),
-                    warn,
-                    "{}: cannot make the notification descriptor non-blocking: {error}",
-                    self.name()
-                );
-            }
-        }
+        self.never_wait(call.as_ref());
         let mut state = self.state();
         if let (Some(worker), Some(queue)) = (&state.worker, state.running)
             && let Err(error) = worker.set_call(queue, self.dup(call.as_ref()))
@@ -200,6 +190,31 @@ impl QueueControl {
             limited!(self.limiter(), error, "{}: {error}", self.name());
         }
         state.call = call;
+    }
+
+    /// Another descriptor to tell by that the ring is broken; a queue that is being served goes on with it.
+    pub fn set_err(&self, err: Option<File>) {
+        self.never_wait(err.as_ref());
+        let mut state = self.state();
+        self.stop(&mut state);
+        state.err = err;
+        if state.wanted() {
+            self.start(&mut state);
+        }
+    }
+
+    /// A worker must never wait for a front end that does not read its notifications.
+    fn never_wait(&self, file: Option<&File>) {
+        let Some(file) = file else { return };
+        let flags = rustix::fs::fcntl_getfl(file).unwrap_or(rustix::fs::OFlags::empty());
+        if let Err(error) = rustix::fs::fcntl_setfl(file, flags | rustix::fs::OFlags::NONBLOCK) {
+            limited!(
+                self.limiter(),
+                warn,
+                "{}: cannot make the notification descriptor non-blocking: {error}",
+                self.name()
+            );
+        }
     }
 
     /// The ring has moved (SET_VRING_ADDR while it is being served, or should be).
@@ -241,6 +256,7 @@ impl QueueControl {
         }
         if let Err(error) = self.try_start(state) {
             limited!(self.limiter(), error, "{}: the queue cannot be served: {error}", self.name());
+            signal_error(state.err.as_ref());
         }
     }
 
@@ -273,6 +289,7 @@ impl QueueControl {
             event_idx: config.event_idx,
             kick,
             call: self.dup(state.call.as_ref()),
+            err: self.dup(state.err.as_ref()),
             write_through: self.shared.write_through.clone(),
         };
         self.shared.hold.enter(&self.shared.chain, || !self.shared.closing.load(Ordering::Acquire))?;

@@ -159,6 +159,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_err(&self, file: Option<File>) {
+        self.queue.set_err(self.queue.dup(file.as_ref()));
         self.inner.set_err(file);
     }
 }

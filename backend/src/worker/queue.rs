@@ -69,6 +69,8 @@ pub struct Setup {
     pub kick: File,
     /// Where the driver is told of used entries, not blocking; a driver without interrupts has none.
     pub call: Option<File>,
+    /// Where the front end is told that the ring is broken, not blocking, if it wants to know.
+    pub err: Option<File>,
     /// Whether a write is complete only when it is on stable storage; the driver may change it (CONFIG_WCE).
     pub write_through: Arc<AtomicBool>,
 }
@@ -98,6 +100,7 @@ pub struct Queue {
     // While the front end migrates its guest.
     dirty: Option<Box<Dirty>>,
     call: Option<File>,
+    err: Option<File>,
     write_through: Arc<AtomicBool>,
     devices: Vec<Option<Device>>,
     request: request::Chain,
@@ -166,6 +169,7 @@ impl Queue {
             replay,
             guest: setup.guest,
             call: setup.call,
+            err: setup.err,
             write_through: setup.write_through,
             devices,
             request: request::Chain::default(),
@@ -206,6 +210,7 @@ impl Queue {
                 Ok(None) => break,
                 Err(broken) => {
                     limited!(self.chain.limiters.requests, error, "{}: {broken}", self.name);
+                    signal_error(self.err.as_ref());
                     self.stopped = true;
                     break;
                 }
@@ -500,6 +505,7 @@ impl Queue {
                 "{}: the front end has truncated memory that it shares; the queue stays stopped",
                 self.name
             );
+            signal_error(self.err.as_ref());
         }
         if self.returns.publish(&mut self.vring) {
             self.notify();
@@ -567,6 +573,11 @@ impl Queue {
     pub(crate) fn is_published(&self) -> bool {
         !self.vring.unpublished()
     }
+}
+
+/// Tells the front end by the descriptor it has set for that (SET_VRING_ERR). One that is not listened to is no harm.
+pub fn signal_error(err: Option<&File>) {
+    let _ = err.map(|mut err| err.write(&1u64.to_ne_bytes()));
 }
 
 fn forget(devices: &[Option<Device>], ops: &mut Ops, engine: &mut impl Engine) {

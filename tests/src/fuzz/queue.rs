@@ -234,6 +234,7 @@ impl<'h> Run<'h> {
             event_idx: hostile.event_idx,
             kick: dup(),
             call: Some(dup()),
+            err: Some(dup()),
             write_through: Arc::new(AtomicBool::new(hostile.bits & 0x80 != 0)),
         };
         let mut ops = Ops::new().expect("bounce buffers");

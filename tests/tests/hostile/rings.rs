@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use dm_tests::blk::{Data, Request, Shape, header, kind};
-use dm_tests::ring::{Desc, F_INDIRECT, F_NEXT, F_WRITE, Place};
+use dm_tests::ring::{Desc, F_INDIRECT, F_NEXT, F_WRITE, Place, wait_readable};
 use dm_tests::vmm::{Setup, Vmm};
 use dm_tests::wire::{self, request as rq};
 use fastrand::Rng;
@@ -18,6 +18,47 @@ fn settle(vmm: &Vmm) {
         let _ = vmm.sync();
         std::thread::sleep(Duration::from_millis(3));
     }
+}
+
+#[test]
+fn a_ring_that_breaks_is_signalled_by_its_error_descriptor() {
+    let mut victim = Victim::new(&[]);
+    let patience = Duration::from_secs(20);
+    for what in ["an index that jumps", "no power of two", "memory that is gone"] {
+        let mut vmm = victim.vmm(&Setup { queues: 2, ..Setup::default() });
+        let errors = [0, 1].map(|_| eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd"));
+        for (index, error) in (0..).zip(&errors) {
+            vmm.conn.tell_fd(rq::SET_VRING_ERR, index, Some(error.as_fd())).expect("SET_VRING_ERR");
+        }
+        vmm.read(0, 0, 512).expect("read");
+        assert!(!wait_readable(errors[0].as_fd(), Duration::ZERO), "signalled before anything was wrong");
+        match what {
+            "an index that jumps" => {
+                let ring = &mut vmm.queues[0].ring;
+                ring.set_avail_idx(ring.avail_idx().wrapping_add(1000));
+                ring.kick();
+            }
+            "no power of two" => {
+                vmm.stop_ring(0).expect("stop");
+                vmm.conn.tell_state(rq::SET_VRING_NUM, 0, 100).expect("taken, for now");
+                let _ = vmm.conn.tell_fd(rq::SET_VRING_KICK, 0, Some(vmm.queues[0].ring.kick_fd()));
+            }
+            _ => {
+                let last = vmm.memory.regions().len() - 1;
+                vmm.queues[0].ring.push_head(0);
+                for region in &vmm.memory.regions()[1..=last] {
+                    rustix::fs::ftruncate(region.fd(), 0).expect("truncate");
+                }
+                vmm.queues[0].ring.publish();
+                dm_tests::ring::signal(vmm.queues[0].ring.kick_fd());
+            }
+        }
+        assert!(wait_readable(errors[0].as_fd(), patience), "{what}: not signalled");
+        assert!(!wait_readable(errors[1].as_fd(), Duration::ZERO), "{what}: the other ring is well");
+        drop(vmm);
+        victim.assert_well(what);
+    }
+    victim.stop();
 }
 
 /// Each of these lines had a limit of its own for each start of a queue, or none.

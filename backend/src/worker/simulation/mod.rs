@@ -196,6 +196,7 @@ impl Rig {
                 event_idx: driver.event_idx,
                 kick,
                 call: Some(call),
+                err: None,
                 write_through,
             };
             (setup, published)
