@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs QEMU with disks that vhost-user back ends serve. It takes the place of this shell (exec), so that its process
 # is the one to wait for or to kill.
-# Usage: vm-images/vm.sh [--uefi] [--may-reboot] [--cpus=N] [--disk=SOCKET[,PROPERTY=VALUE...]]... [QEMU ARGUMENT...]
+# Usage: vm-images/vm.sh [--uefi] [--may-reboot] [--cpus=N] [--memory=SIZE] [--disk=SOCKET[,PROPERTY=VALUE...]]... [QEMU ARGUMENT...]
 set -euo pipefail
 # shellcheck source=ci/common.sh
 . "$(dirname "$0")/../ci/common.sh"
@@ -10,6 +10,7 @@ memory=512M cpus=2 reboot=(-no-reboot) firmware=() disks=()
 while [ $# != 0 ]; do
     case $1 in
     --cpus=*) cpus=${1#*=} ;;
+    --memory=*) memory=${1#*=} ;;
     --may-reboot) reboot=() ;;
     --uefi)
         for code in /usr/share/OVMF/OVMF_CODE_4M.fd /usr/share/OVMF/OVMF_CODE.fd; do

@@ -8,6 +8,8 @@
 mod crash;
 #[path = "../boot/host.rs"]
 mod host;
+#[path = "../boot/migrate.rs"]
+mod migrate;
 #[path = "../boot/vm.rs"]
 mod vm;
 
