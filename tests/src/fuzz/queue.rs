@@ -217,7 +217,7 @@ impl<'h> Run<'h> {
                 no_discard: refused(13),
             };
             let bytes = vec![0; (sectors * dm_table::SECTOR_SIZE) as usize];
-            sim.add_device(&component.file(), bytes, nature).expect("a device");
+            sim.add_device(component.file(), bytes, nature).expect("a device");
         }
         let (readable, writable) = (hostile.marks(), hostile.marks());
         let mut engine = Checked { sim, hostile, readable, writable, strict: true };
