@@ -104,17 +104,35 @@ fn setup() -> Setup {
 /// Set to the path of the socket in the process that plays the front end.
 const FRONT_END: &str = "DM_TESTS_FRONT_END";
 
+/// A process that does not outlive the test, whatever becomes of it.
+struct FrontEnd(Child);
+
+impl FrontEnd {
+    fn kill(&mut self) {
+        let _ = self.0.kill();
+        self.0.wait().expect("wait for the front end");
+    }
+}
+
+impl Drop for FrontEnd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
 /// This test again in a process of its own, as a front end that does I/O until it is killed.
-fn front_end_process(socket: &Path) -> Child {
+fn front_end_process(socket: &Path) -> FrontEnd {
     let mut command = Command::new(std::env::current_exe().expect("the test has an executable"));
     command.args(["--exact", "leaving::a_front_end_that_is_killed_leaves_nothing", "--nocapture"]);
-    command.env(FRONT_END, socket).stdout(Stdio::piped()).spawn().expect("start a front end")
+    FrontEnd(command.env(FRONT_END, socket).stdout(Stdio::piped()).spawn().expect("start a front end"))
 }
 
 fn play_front_end(socket: &Path) -> ! {
     let stream = UnixStream::connect(socket).expect("connect");
     let mut vmm = Vmm::over(stream, &setup()).expect("set up");
     keep_busy(&mut vmm, Some(100));
+    // All rings have been started by now, not only those that were first.
+    vmm.sync().expect("round trip");
     println!("READY");
     keep_busy_for_ever(&mut vmm)
 }
@@ -140,7 +158,7 @@ fn a_front_end_that_is_killed_leaves_nothing() {
     for round in 0..20 {
         let mut front_end = front_end_process(&served.socket);
         let mut said = String::new();
-        let mut output = front_end.stdout.take().expect("a pipe");
+        let mut output = front_end.0.stdout.take().expect("a pipe");
         while !said.contains("READY") {
             let mut some = [0; 256];
             let len = output.read(&mut some).expect("read what it says");
@@ -151,8 +169,7 @@ fn a_front_end_that_is_killed_leaves_nothing() {
         assert!(busy.threads >= before.threads + 4, "{busy:?}");
         assert!(busy.maps.iter().any(|name| name.contains("vhost-user-dm-inflight")), "{busy:?}");
         std::thread::sleep(Duration::from_micros(rng.u64(..20_000)));
-        front_end.kill().expect("kill");
-        front_end.wait().expect("wait");
+        front_end.kill();
         before.assert_again(&mut served, &format!("killing front end {round}"));
     }
     served.vmm(&setup()).read(3, 0, 512).expect("the next one is served");
