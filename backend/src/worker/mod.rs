@@ -25,12 +25,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::engine::{Engine, Event, Wait};
 use crate::uring::Uring;
 use ops::Ops;
-use poll::{Lookers, Poll};
+use poll::{Lookers, Pace, Poll};
 use pool::Cpus;
 use queue::{Queue, Setup};
 
-/// Operations under way up to which looking for their end beats sleeping.
-const SHALLOW: usize = 4;
 /// Watch number of the worker's own mailbox; the others are indices of queues plus one.
 const MAILBOX: u32 = 0;
 
@@ -181,16 +179,15 @@ impl<E: Engine> Core<E> {
             // What needed no device is done already.
             place.queue.publish();
         }
-        // With many operations under way the device sets the pace; to sleep until it has some done costs least.
-        let deep = self.ops.under_way() > SHALLOW;
-        let look = if busy { self.poll.pays(deep) } else { self.poll.again(deep) };
+        let pace = Pace::of(self.ops.under_way());
+        let look = if busy { self.poll.pays(pace) } else { self.poll.again(pace) };
         let sleep = !look && self.queues.iter_mut().flatten().all(|place| place.queue.fall_asleep());
-        let asleep_since = (sleep && !deep && self.poll.adapts()).then(Instant::now);
+        let asleep_since = (sleep && self.poll.adapts(pace)).then(Instant::now);
 
         let mut events = std::mem::take(&mut self.events);
         let result = self.engine.turn(if sleep { Wait::Event } else { Wait::No }, &mut events);
         if let Some(since) = asleep_since {
-            self.poll.slept(since.elapsed());
+            self.poll.slept(pace, since.elapsed());
         }
         if busy || !events.is_empty() {
             self.poll.found();

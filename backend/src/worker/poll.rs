@@ -11,9 +11,14 @@ use std::time::{Duration, Instant};
 
 /// The first window after a short sleep.
 const SMALLEST: Duration = Duration::from_micros(8);
+/// Operations under way up to which looking for their end may beat sleeping.
+const SHALLOW: usize = 4;
+/// A device that takes longer is not worth looking for: the wake-up is a small part of what it takes.
+const QUICK: Duration = Duration::from_micros(64);
 /// How long a worker looks that has many operations under way, before it sleeps until the device has some done: long
-/// enough for a driver to answer completions with new requests, which then need no kick and go down together.
-const BRIEF: Duration = Duration::from_micros(25);
+/// enough for a driver that looks too to answer completions with new requests, which then need no kick and go down
+/// together. Longer looks cost CPU time and gave no more requests a second.
+const BRIEF: Duration = Duration::from_micros(4);
 /// Looks between two looks at the clock.
 const LOOKS: u32 = 16;
 
@@ -47,14 +52,62 @@ impl Lookers {
     }
 }
 
+/// What a worker waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// The next request: nothing is under way.
+    Idle,
+    /// A device that has little to do, or the next request.
+    Shallow,
+    /// A device that has much to do and sets the pace.
+    Deep,
+}
+
+impl Pace {
+    /// With so many operations under way.
+    #[inline]
+    pub fn of(under_way: usize) -> Pace {
+        match under_way {
+            0 => Pace::Idle,
+            1..=SHALLOW => Pace::Shallow,
+            _ => Pace::Deep,
+        }
+    }
+}
+
+/// How long to look, by what was found.
+#[derive(Debug)]
+struct Window {
+    now: Duration,
+    most: Duration,
+}
+
+impl Window {
+    fn new(most: Duration) -> Window {
+        Window { now: Duration::ZERO, most }
+    }
+
+    /// What was waited for took so long to come.
+    fn took(&mut self, time: Duration) {
+        if time < self.most {
+            self.now = (self.now * 2).max(time + time / 2).max(SMALLEST).min(self.most);
+        } else {
+            self.now /= 2;
+            if self.now < SMALLEST {
+                self.now = Duration::ZERO;
+            }
+        }
+    }
+}
+
 /// One worker's patience.
 #[derive(Debug)]
 pub struct Poll {
     lookers: &'static Lookers,
-    most: Duration,
+    idle: Window,
+    shallow: Window,
     // See `BRIEF`.
-    brief: Duration,
-    window: Duration,
+    deep: Duration,
     // Since when the worker has been looking in vain, while it is.
     since: Option<Instant>,
     looks: u32,
@@ -67,9 +120,9 @@ impl Poll {
     pub fn new(most: Duration, lookers: &'static Lookers) -> Poll {
         Poll {
             lookers,
-            most,
-            brief: most.min(BRIEF),
-            window: Duration::ZERO,
+            idle: Window::new(most),
+            shallow: Window::new(most.min(QUICK)),
+            deep: most.min(BRIEF),
             since: None,
             looks: 0,
             looked: Duration::ZERO,
@@ -84,10 +137,19 @@ impl Poll {
         }
     }
 
-    /// There was none: whether to look again rather than sleep; with many operations under way (`deep`) only briefly.
     #[inline]
-    pub fn again(&mut self, deep: bool) -> bool {
-        let window = if deep { self.brief } else { self.window };
+    fn window(&self, pace: Pace) -> Duration {
+        match pace {
+            Pace::Idle => self.idle.now,
+            Pace::Shallow => self.shallow.now,
+            Pace::Deep => self.deep,
+        }
+    }
+
+    /// There was none: whether to look again rather than sleep.
+    #[inline]
+    pub fn again(&mut self, pace: Pace) -> bool {
+        let window = self.window(pace);
         if window.is_zero() {
             return false;
         }
@@ -111,27 +173,24 @@ impl Poll {
 
     /// Whether sleeps are to be timed for [`Poll::slept`].
     #[inline]
-    pub fn adapts(&self) -> bool {
-        !self.most.is_zero()
+    pub fn adapts(&self, pace: Pace) -> bool {
+        pace != Pace::Deep && !self.idle.most.is_zero()
     }
 
     /// Whether looking pays at the moment.
     #[inline]
-    pub fn pays(&self, deep: bool) -> bool {
-        !self.window.is_zero() || (deep && !self.most.is_zero())
+    pub fn pays(&self, pace: Pace) -> bool {
+        !self.window(pace).is_zero()
     }
 
     /// The worker has slept so long. What it looked before that counts too: where the two together are longer than it may
     /// look, looking was in vain and will be.
-    pub fn slept(&mut self, time: Duration) {
+    pub fn slept(&mut self, pace: Pace, time: Duration) {
         let time = time + std::mem::take(&mut self.looked);
-        if time < self.most {
-            self.window = (self.window * 2).max(time + time / 2).max(SMALLEST).min(self.most);
-        } else {
-            self.window /= 2;
-            if self.window < SMALLEST {
-                self.window = Duration::ZERO;
-            }
+        match pace {
+            Pace::Idle => self.idle.took(time),
+            Pace::Shallow => self.shallow.took(time),
+            Pace::Deep => {}
         }
     }
 }
@@ -147,13 +206,15 @@ impl Poll {
     /// Looks never, a few times, or for ever: nothing that a simulation does may be a matter of time.
     pub(crate) fn fixed(patience: u8) -> Poll {
         static LOOKERS: Lookers = Lookers { now: AtomicUsize::new(0), most: usize::MAX };
-        let window = match patience {
+        let time = match patience {
             0 => Duration::ZERO,
             // Over by the first look at the clock, also in the next window.
             1 => Duration::from_nanos(1),
             _ => Duration::from_secs(1 << 30),
         };
-        Poll { lookers: &LOOKERS, most: window, brief: window, window, since: None, looks: 0, looked: Duration::ZERO }
+        let window = || Window { now: time, most: time };
+        let (idle, shallow) = (window(), window());
+        Poll { lookers: &LOOKERS, idle, shallow, deep: time, since: None, looks: 0, looked: Duration::ZERO }
     }
 }
 
@@ -170,54 +231,71 @@ mod tests {
     #[test]
     fn short_sleeps_make_it_look_and_long_ones_give_up() {
         let mut poll = poll(100 * US);
-        assert!(!poll.again(false), "nothing says yet that looking pays");
-        poll.slept(20 * US);
-        assert_eq!(poll.window, 30 * US);
-        poll.slept(20 * US);
-        assert_eq!(poll.window, 60 * US);
+        assert!(!poll.again(Pace::Idle), "nothing says yet that looking pays");
+        poll.slept(Pace::Idle, 20 * US);
+        assert_eq!(poll.idle.now, 30 * US);
+        poll.slept(Pace::Idle, 20 * US);
+        assert_eq!(poll.idle.now, 60 * US);
         for _ in 0..5 {
-            poll.slept(90 * US);
+            poll.slept(Pace::Idle, 90 * US);
         }
-        assert_eq!(poll.window, 100 * US);
+        assert_eq!(poll.idle.now, 100 * US);
         for _ in 0..10 {
-            poll.slept(Duration::from_secs(1));
+            poll.slept(Pace::Idle, Duration::from_secs(1));
         }
-        assert_eq!(poll.window, Duration::ZERO);
-        assert!(!poll.again(false));
+        assert_eq!(poll.idle.now, Duration::ZERO);
+        assert!(!poll.again(Pace::Idle));
     }
 
     #[test]
     fn the_longest_window_may_be_shorter_than_the_first() {
         let mut poll = poll(US);
-        poll.slept(US / 2);
-        assert_eq!(poll.window, US);
+        poll.slept(Pace::Idle, US / 2);
+        assert_eq!(poll.idle.now, US);
     }
 
     #[test]
     fn a_look_in_vain_counts_with_the_sleep_after_it() {
         let mut poll = poll(100 * US);
-        poll.slept(20 * US);
-        assert_eq!(poll.window, 30 * US);
-        while poll.again(false) {}
-        poll.slept(80 * US);
-        assert_eq!(poll.window, 15 * US);
-        poll.slept(80 * US);
-        assert_eq!(poll.window, 100 * US, "without a look before it the same sleep is short");
+        poll.slept(Pace::Idle, 20 * US);
+        assert_eq!(poll.idle.now, 30 * US);
+        while poll.again(Pace::Idle) {}
+        poll.slept(Pace::Idle, 80 * US);
+        assert_eq!(poll.idle.now, 15 * US);
+        poll.slept(Pace::Idle, 80 * US);
+        assert_eq!(poll.idle.now, 100 * US, "without a look before it the same sleep is short");
+    }
+
+    #[test]
+    fn a_slow_device_does_not_end_the_looks_for_a_quick_driver() {
+        let mut poll = poll(1000 * US);
+        for _ in 0..20 {
+            poll.slept(Pace::Idle, 2 * US);
+            poll.slept(Pace::Shallow, 150 * US);
+        }
+        assert!(poll.pays(Pace::Idle) && !poll.pays(Pace::Shallow));
+        poll.slept(Pace::Shallow, 20 * US);
+        assert!(poll.pays(Pace::Shallow));
+        assert_eq!(Pace::of(0), Pace::Idle);
+        assert_eq!((Pace::of(1), Pace::of(SHALLOW)), (Pace::Shallow, Pace::Shallow));
+        assert_eq!(Pace::of(SHALLOW + 1), Pace::Deep);
     }
 
     #[test]
     fn zero_never_looks() {
         let mut poll = poll(Duration::ZERO);
-        assert!(!poll.adapts() && !poll.pays(false) && !poll.pays(true));
-        assert!(!poll.again(false));
+        for pace in [Pace::Idle, Pace::Shallow, Pace::Deep] {
+            poll.slept(pace, US);
+            assert!(!poll.adapts(pace) && !poll.pays(pace) && !poll.again(pace));
+        }
     }
 
     #[test]
     fn looking_ends_when_the_window_does() {
         let mut poll = poll(1000 * US);
-        poll.slept(600 * US);
+        poll.slept(Pace::Idle, 600 * US);
         let start = Instant::now();
-        while poll.again(false) {}
+        while poll.again(Pace::Idle) {}
         assert!(start.elapsed() >= 900 * US);
         assert_eq!(poll.lookers.now.load(Ordering::Relaxed), 0);
     }
@@ -226,13 +304,13 @@ mod tests {
     fn only_so_many_look_at_once() {
         let mut one = poll(1000 * US);
         let mut other = Poll::new(1000 * US, one.lookers);
-        one.slept(900 * US);
-        other.slept(900 * US);
-        assert!(one.again(false));
-        assert!(!other.again(false));
+        one.slept(Pace::Idle, 900 * US);
+        other.slept(Pace::Idle, 900 * US);
+        assert!(one.again(Pace::Idle));
+        assert!(!other.again(Pace::Idle));
         one.found();
-        assert!(other.again(false));
+        assert!(other.again(Pace::Idle));
         drop(other);
-        assert!(one.again(false));
+        assert!(one.again(Pace::Idle));
     }
 }
