@@ -92,12 +92,12 @@ pub fn run(disks: Vec<(Disk, Place)>, pool: Pool, signals: &Signals) -> Result<(
     Ok(())
 }
 
+/// A server, what it serves on, and what to remove at the end.
+type Ready = (Arc<Server>, Inherited, Option<OwnedPath>);
+
 /// A server for each disk, and what it serves on. All sockets come first: a process that cannot serve one of its disks
 /// serves none.
-fn sockets(
-    disks: Vec<(Disk, Place)>,
-    pool: &Arc<Pool>,
-) -> Result<Vec<(Arc<Server>, Inherited, Option<OwnedPath>)>, SocketError> {
+fn sockets(disks: Vec<(Disk, Place)>, pool: &Arc<Pool>) -> Result<Vec<Ready>, SocketError> {
     enum At {
         Path(PathBuf),
         Fd(i32, Inherited),
