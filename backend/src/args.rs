@@ -72,7 +72,8 @@ pub struct Listen {
     #[arg(long, value_name = "DIR")]
     pub socket_dir: Option<PathBuf>,
 
-    /// Inherited socket to serve on: a listening one, or a connected one (then the process ends with the connection)
+    /// Inherited socket to serve on: a listening one, or a connected one (then the process ends with the connection).
+    /// Without this and the two above: the sockets that systemd or the like passes (LISTEN_FDS), several by device names
     #[arg(long, value_name = "FDNUM")]
     pub fd: Option<RawFd>,
 }

@@ -52,13 +52,16 @@ impl State {
     }
 }
 
-/// The limiters of a disk. Two, so that a guest's flood does not keep back what is said of front ends.
+/// The limiters of a disk. Several, so that a guest's flood does not keep back what is said of front ends, nor one that comes
+/// and goes all the time what is wrong with it.
 #[derive(Debug, Default)]
 pub struct Limiters {
     /// For what a guest or a component causes.
     pub requests: Limiter,
     /// For what a front end causes.
     pub control: Limiter,
+    /// For front ends that come and go.
+    pub visits: Limiter,
 }
 
 /// Writes a log line if `$limiter` lets it pass, and says how many like it were left out before.

@@ -117,9 +117,9 @@ impl Server {
     /// Serves a front end to its end; `false` when no other may follow.
     fn serve(&self, front: &UnixStream, session: &Arc<Session>) -> bool {
         let name = &self.disk.name;
-        let limiter = &self.disk.chain.limiters.control;
+        let limiters = &self.disk.chain.limiters;
         let ended = self.start(front, session).map(|(mut daemon, back)| {
-            limited!(limiter, info, "{name}: a front end has connected");
+            limited!(limiters.visits, info, "{name}: a front end has connected");
             let interposed = Interposer::new(front, &back, session).run();
             (interposed, daemon.wait())
         });
@@ -129,11 +129,15 @@ impl Server {
             return false;
         }
         match ended {
-            Some((Err(error), _)) => limited!(limiter, warn, "{name}: the front end was disconnected: {error}"),
-            None | Some((Ok(()), Ok(()) | Err(HandleRequest(Disconnected)))) => {
-                limited!(limiter, info, "{name}: the front end has disconnected");
+            Some((Err(error), _)) => {
+                limited!(limiters.control, warn, "{name}: the front end was disconnected: {error}")
             }
-            Some((_, Err(error))) => limited!(limiter, warn, "{name}: the front end was disconnected: {error}"),
+            None | Some((Ok(()), Ok(()) | Err(HandleRequest(Disconnected)))) => {
+                limited!(limiters.visits, info, "{name}: the front end has disconnected");
+            }
+            Some((_, Err(error))) => {
+                limited!(limiters.control, warn, "{name}: the front end was disconnected: {error}")
+            }
         }
         true
     }

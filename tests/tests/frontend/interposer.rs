@@ -1,16 +1,20 @@
 //! What stands between a front end and the protocol's daemon: messages it answers itself, and all others as if it were
 //! not there.
 
+use std::ffi::OsString;
+use std::fs;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use dm_tests::blk::{Data, OK, Request, Shape, feature, kind};
-use dm_tests::daemon::Served;
+use dm_tests::daemon::{Daemon, Served};
 use dm_tests::memory::memfd;
 use dm_tests::vmm::{Order, Setup, Vmm};
 use dm_tests::wire::{self, Connection, NEED_REPLY, REPLY, VERSION, protocol, request as rq};
 use fastrand::Rng;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::{Piece, SECTOR, pattern};
 
@@ -195,7 +199,7 @@ fn more_messages_than_the_sockets_hold_are_answered() {
                 sender.send(request, 0, &[], &[]).expect("send");
             }
         });
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
         for _ in 0..MESSAGES - MESSAGES / 100 {
             assert_eq!(conn.recv().expect("a reply").request, rq::GET_FEATURES);
         }
@@ -224,5 +228,45 @@ fn a_second_front_end_waits_for_the_first() {
         let mut vmm = Vmm::over(conn.stream().try_clone().expect("duplicate"), &Setup::default()).expect("set up");
         assert!(vmm.read(0, 8, 4 * SECTOR) == Ok(pattern(4, 9)));
     }
+    served.daemon.stop();
+}
+
+/// Lets the daemon open descriptors below that number; `None`: as many as it may.
+fn limit_descriptors(daemon: &Daemon, current: Option<u64>) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let pid = Pid::from_raw(daemon.pid() as i32).expect("a process");
+    let limit = Rlimit { current: current.or(maximum), maximum };
+    prlimit(Some(pid), Resource::Nofile, limit).expect("prlimit");
+}
+
+#[test]
+fn a_front_end_waits_until_there_are_descriptors_for_it() {
+    let piece = Piece::new(256);
+    let mut served = Served::table(&piece.table(), &[]);
+    let mut conn = Connection::new(served.daemon.connect(&served.socket)).expect("a connection");
+    conn.ask_u64(rq::GET_FEATURES).expect("served");
+    let names = fs::read_dir(format!("/proc/{}/fd", served.daemon.pid())).expect("list descriptors");
+    let number = |name: OsString| name.to_string_lossy().parse::<u64>().expect("a number");
+    let open: Vec<u64> = names.map(|entry| number(entry.expect("a descriptor").file_name())).collect();
+    let free = (0..).find(|number| !open.contains(number)).expect("there are many");
+    // Enough for the next one, or not even for taking its connection, or anything between the two.
+    let troubles = ["cannot take a connection", "cannot serve a front end"];
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for (round, below) in (free - 8..=free + 2).cycle().enumerate() {
+        let log = served.daemon.log();
+        if round > 10 && troubles.iter().all(|trouble| log.contains(trouble)) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it never was so that it {troubles:?}: {log}");
+        limit_descriptors(&served.daemon, Some(below));
+        let next = Connection::new(served.daemon.connect(&served.socket)).expect("a connection");
+        drop(conn);
+        std::thread::sleep(Duration::from_millis(30));
+        limit_descriptors(&served.daemon, None);
+        next.ask_u64(rq::GET_FEATURES).unwrap_or_else(|e| panic!("with descriptors below {below} at first: {e}"));
+        conn = next;
+    }
+    drop(conn);
+    served.vmm(&Setup::default()).read(0, 0, SECTOR).expect("read");
     served.daemon.stop();
 }
