@@ -135,14 +135,18 @@ impl Vring {
         self.next_used != self.published
     }
 
-    /// Tells the driver not to kick: we look by ourselves. Under EVENT_IDX an event index that is not moved on says so.
+    /// Tells the driver not to kick: we look by ourselves. Under EVENT_IDX an event index that has been passed says so.
     #[inline]
     pub fn stay_awake(&mut self) {
-        if !self.event_idx && !self.quiet {
+        if self.event_idx {
+            if self.armed {
+                self.ring.set_avail_event(self.next_avail.wrapping_sub(1));
+            }
+        } else if !self.quiet {
             self.quiet = true;
-            self.armed = false;
             self.ring.set_used_flags(VRING_USED_F_NO_NOTIFY as u16);
         }
+        self.armed = false;
     }
 
     /// Asks for a kick; `false` when there is work already, so that sleeping would be wrong.

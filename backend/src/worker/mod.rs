@@ -142,12 +142,14 @@ pub(crate) struct Core<E> {
     queues: Vec<Option<Place>>,
     events: Vec<Event>,
     poll: Poll,
+    // What the worker waited for in the sleep before this turn, and how long.
+    woken: Option<(Pace, Duration)>,
     rung: bool,
 }
 
 impl<E: Engine> Core<E> {
     pub(crate) fn new(engine: E, ops: Ops, poll: Poll) -> Core<E> {
-        Core { engine, ops, queues: Vec::new(), events: Vec::new(), poll, rung: false }
+        Core { engine, ops, queues: Vec::new(), events: Vec::new(), poll, woken: None, rung: false }
     }
 
     fn run(&mut self, mail: &Receiver<Mail>, bell: &EventFd) {
@@ -179,6 +181,11 @@ impl<E: Engine> Core<E> {
             // What needed no device is done already.
             place.queue.publish();
         }
+        if let Some((pace, time)) = self.woken.take()
+            && busy
+        {
+            self.poll.slept(pace, time);
+        }
         let pace = Pace::of(self.ops.under_way());
         let look = if busy { self.poll.pays(pace) } else { self.poll.again(pace) };
         let sleep = !look && self.queues.iter_mut().flatten().all(|place| place.queue.fall_asleep());
@@ -186,8 +193,16 @@ impl<E: Engine> Core<E> {
 
         let mut events = std::mem::take(&mut self.events);
         let result = self.engine.turn(if sleep { Wait::Event } else { Wait::No }, &mut events);
-        if let Some(since) = asleep_since {
-            self.poll.slept(pace, since.elapsed());
+        // A kick for a request that was taken before the sleep says nothing: only what brought work counts.
+        self.woken = asleep_since.map(|since| (pace, since.elapsed()));
+        if events.iter().any(|event| matches!(event, Event::Done { .. }))
+            && let Some((pace, time)) = self.woken.take()
+        {
+            self.poll.slept(pace, time);
+        }
+        if sleep && !events.is_empty() && self.poll.pays(Pace::Idle) {
+            // Before completions are published: whoever answers them at once is looked for.
+            self.queues.iter_mut().flatten().for_each(|place| place.queue.stay_awake());
         }
         if busy || !events.is_empty() {
             self.poll.found();

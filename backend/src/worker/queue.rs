@@ -525,6 +525,12 @@ impl Queue {
         }
     }
 
+    /// Asks the driver not to kick: the worker looks.
+    #[inline]
+    pub fn stay_awake(&mut self) {
+        self.vring.stay_awake();
+    }
+
     /// Asks the driver to kick; `false` when there is work already.
     #[inline]
     pub fn fall_asleep(&mut self) -> bool {
