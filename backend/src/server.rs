@@ -60,7 +60,9 @@ impl Server {
                 self.nap("wait for a connection", &error.into());
             }
             let mut failed = None;
-            let accept = || match listener.accept() {
+            // Whoever shares the socket with us may have changed that, and this must not wait for a connection that another
+            // process was faster to take.
+            let accept = || match listener.set_nonblocking(true).and_then(|()| listener.accept()) {
                 Ok((front, _)) => Some(front),
                 Err(error) => {
                     failed = Some(error);
@@ -164,7 +166,7 @@ impl Server {
                     );
                 }
             }
-            if poll(&mut [PollFd::new(front, PollFlags::RDHUP)], Some(&AGAIN)) != Ok(0) {
+            if matches!(poll(&mut [PollFd::new(front, PollFlags::RDHUP)], Some(&AGAIN)), Ok(1)) {
                 return None;
             }
         }

@@ -39,10 +39,11 @@ fn a_passed_socket_serves_the_only_disk() {
     for (number, name) in [None, Some(""), Some("disk.socket")].into_iter().enumerate() {
         let socket = piece.dir().join(format!("{number}.sock"));
         let listener = UnixListener::bind(&socket).expect("bind");
-        // As a service manager may have it.
-        listener.set_nonblocking(number == 1).expect("flags");
+        // As a service manager may have it, and change it.
+        let kept = listener.try_clone().expect("duplicate");
         let mut daemon = Daemon::activate(&args, vec![listener.into()], name);
-        for _ in 0..3 {
+        for nonblocking in [true, false, true] {
+            kept.set_nonblocking(nonblocking).expect("flags");
             let mut vmm = daemon.vmm(&socket, &Setup::default());
             assert!(vmm.read(0, 5, SECTOR).as_deref() == Ok(&piece.bytes[5 * SECTOR..][..SECTOR]));
         }
