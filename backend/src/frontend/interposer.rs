@@ -341,7 +341,8 @@ impl<'a> Interposer<'a> {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = message.body[..] else {
             return Err(Ended::Length { request, have: message.body.len(), expected: "16" });
         };
-        let reply = message.reply(0u64.to_ne_bytes().into(), Vec::new());
+        // QEMU takes an answer of any length, rust-vmm's front ends one of the question's.
+        let reply = message.reply(message.body.clone(), Vec::new());
         let file = one_descriptor(request, message.fds)?;
         let size = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
         let offset = u64::from_ne_bytes([i, j, k, l, m, n, o, p]);
