@@ -83,6 +83,14 @@ impl Session {
         for queue in &self.queues {
             queue.pause();
         }
+        if let Some(region) = &region {
+            // A region of this guest's that comes from a predecessor knows what the driver has chosen there.
+            match region.choice() {
+                Some(write_through) => self.disk.chose_write_through.store(write_through, Ordering::Relaxed),
+                None => region.note_choice(self.disk.chose_write_through.load(Ordering::Relaxed)),
+            }
+            self.choose_cache_mode();
+        }
         *self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner) = region;
         for queue in &self.queues {
             queue.resume();
@@ -229,6 +237,9 @@ impl VhostUserBackend for Session {
                     return Ok(());
                 }
                 self.choose_cache_mode();
+                if let Some(region) = &*self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner) {
+                    region.note_choice(write_through);
+                }
                 limited!(
                     self.shared.chain.limiters.control,
                     info,

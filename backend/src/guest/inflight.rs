@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
@@ -23,6 +24,12 @@ const HEADER: usize = 16;
 const ENTRY: usize = 16;
 /// Alignment of each queue's part, in bytes.
 const ALIGN: u64 = 64;
+/// What regions that we make have at their end, after the protocol's parts: this, and one word for the driver's choice of
+/// cache mode (0: none, 1: write-through, 2: write-back). A front end does not repeat that choice to a successor of this
+/// process, and a driver that believes in write-through never flushes. Others see a part that is a little longer.
+const NOTE: u64 = u64::from_le_bytes(*b"dm-note1");
+/// Bytes of the note.
+const NOTE_SIZE: usize = 64;
 /// More queues than a virtio device can have.
 const MOST_QUEUES: u16 = 1024;
 
@@ -79,7 +86,7 @@ fn size(queues: u16, entries: u16) -> Result<u64, InflightError> {
 /// A region that was made for a front end.
 #[derive(Debug)]
 pub struct Offer {
-    /// The file, all zeroes.
+    /// The file: zeroes, and a note at its end.
     pub file: File,
     /// Its size, in bytes.
     pub size: u64,
@@ -90,6 +97,8 @@ pub struct Offer {
 pub struct Inflight {
     stride: usize,
     queues: u16,
+    // Where the note is, in bytes.
+    note: Option<usize>,
     // Before `memory`: the range must not be guarded any more when it is unmapped.
     guard: Guard,
     memory: MmapRegion<()>,
@@ -101,11 +110,14 @@ impl Inflight {
     /// # Errors
     /// Numbers that cannot be, no memory, no descriptor.
     pub fn create(queues: u16, entries: u16) -> Result<Offer, InflightError> {
-        let size = size(queues, entries)?;
+        let parts = size(queues, entries)?;
+        let size = parts + NOTE_SIZE as u64;
         let failed = |error: rustix::io::Errno| InflightError::Io("make", error.into());
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(rustix::fs::memfd_create("vhost-user-dm-inflight", flags).map_err(failed)?);
-        file.set_len(size).map_err(|error| InflightError::Io("make", error))?;
+        file.set_len(size)
+            .and_then(|()| file.write_all_at(&NOTE.to_ne_bytes(), parts))
+            .map_err(|error| InflightError::Io("make", error))?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW).map_err(failed)?;
         Ok(Offer { file, size })
     }
@@ -133,8 +145,37 @@ impl Inflight {
         let memory = MmapRegion::build(Some(FileOffset::new(file, offset)), len, prot, libc::MAP_SHARED)
             .map_err(|error| failed(io::Error::other(error)))?;
         let guard = Guard::new(memory.as_ptr() as usize, len, page).map_err(failed)?;
-        let stride = len / usize::from(queues) / ALIGN as usize * ALIGN as usize;
-        Ok(Inflight { stride, queues, guard, memory })
+        let mut region = Inflight { stride: 0, queues, note: None, guard, memory };
+        if len >= need as usize + NOTE_SIZE && len.is_multiple_of(NOTE_SIZE) {
+            region.note = Some(len - NOTE_SIZE).filter(|at| region.word(*at).load(Ordering::Relaxed) == NOTE);
+        }
+        let parts = region.note.unwrap_or(len);
+        region.stride = parts / usize::from(queues) / ALIGN as usize * ALIGN as usize;
+        Ok(region)
+    }
+
+    /// 8 bytes of the mapping, at a multiple of 8.
+    fn word(&self, at: usize) -> &AtomicU64 {
+        debug_assert!(at.is_multiple_of(8) && at + 8 <= self.memory.size());
+        // SAFETY: the 8 bytes lie inside the mapping, which lives as long as `self` and is aligned to a page; what is shared
+        // is only accessed atomically.
+        unsafe { AtomicU64::from_ptr(self.memory.as_ptr().add(at).cast()) }
+    }
+
+    /// The cache mode that the driver has chosen, as far as is known here: `true` is write-through.
+    pub fn choice(&self) -> Option<bool> {
+        match self.word(self.note? + 8).load(Ordering::Relaxed) {
+            1 => Some(true),
+            2 => Some(false),
+            _ => None,
+        }
+    }
+
+    /// Notes the driver's choice for a successor of this process, where the region has a place for it.
+    pub fn note_choice(&self, write_through: bool) {
+        if let Some(at) = self.note {
+            self.word(at + 8).store(if write_through { 1 } else { 2 }, Ordering::Relaxed);
+        }
     }
 
     /// Entries of each queue's part.
@@ -274,7 +315,6 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::FileExt;
 
     fn mapped(queues: u16, entries: u16) -> (File, Arc<Inflight>) {
         let offer = Inflight::create(queues, entries).unwrap();
@@ -286,7 +326,7 @@ mod tests {
     fn fields_lie_where_the_protocol_says() {
         let (file, region) = mapped(3, 5);
         // 16 + 5 * 16 = 96 bytes, rounded up to 128 for each queue.
-        assert_eq!(file.metadata().unwrap().len(), 384);
+        assert_eq!(file.metadata().unwrap().len(), 384 + 64);
         let record = Record::new(&region, 1, 5).unwrap();
         record.set_version();
         record.set_last_batch_head(0x0102);
@@ -312,6 +352,23 @@ mod tests {
         assert!(Record::new(&region, 1, 1024).is_some());
         assert!(Record::new(&region, 1, 2048).is_none());
         assert!(Record::new(&region, 2, 128).is_none());
+    }
+
+    #[test]
+    fn the_note_is_there_only_where_we_made_the_region() {
+        let (file, region) = mapped(2, 128);
+        assert_eq!(region.choice(), None);
+        region.note_choice(true);
+        let size = file.metadata().unwrap().len();
+        let again = Inflight::map(file, size, 0, 2, 64).unwrap();
+        assert_eq!(again.choice(), Some(true));
+        again.note_choice(false);
+        assert_eq!(region.choice(), Some(false));
+        let foreign = tempfile::tempfile_in("/dev/shm").unwrap();
+        foreign.set_len(8192).unwrap();
+        let foreign = Inflight::map(foreign, 8192, 0, 2, 128).unwrap();
+        foreign.note_choice(true);
+        assert_eq!(foreign.choice(), None);
     }
 
     #[test]

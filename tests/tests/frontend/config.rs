@@ -1,8 +1,9 @@
 //! Configuration space, feature bits, serial number, read-only disks.
 
 use dm_tests::blk::{Config, Segment, feature, kind};
-use dm_tests::daemon::Served;
-use dm_tests::vmm::Setup;
+use dm_tests::daemon::{Daemon, Served, flag};
+use dm_tests::vmm::{Order, Setup};
+use rustix::process::Signal;
 
 use crate::{IOERR, Piece, SECTOR, UNSUPP, pattern};
 
@@ -127,4 +128,27 @@ fn the_write_cache_can_be_turned_off_and_on() {
     vmm.write(0, 0, &pattern(8, 60)).expect("write");
     drop(vmm);
     served.daemon.stop();
+}
+
+#[test]
+fn a_driver_that_chose_write_through_has_it_when_the_back_end_was_killed() {
+    let piece = Piece::new(256);
+    for order in [Order::Qemu, Order::CloudHypervisor] {
+        let Served { daemon, socket, .. } = &mut Served::table(&piece.table(), &[]);
+        let table = socket.with_extension("table");
+        let mut vmm = daemon.vmm(socket, &Setup { order, ..Setup::default() });
+        let writeback =
+            |vmm: &dm_tests::vmm::Vmm| Config::decode(&vmm.get_config(0, 60).expect("GET_CONFIG")).writeback;
+        for choice in [0, 1, 0] {
+            vmm.set_config(Config::WRITEBACK_AT, &[choice]).expect("SET_CONFIG");
+            assert_eq!(writeback(&vmm), choice);
+            daemon.signal(Signal::KILL);
+            daemon.wait(std::time::Duration::from_secs(20)).expect("it is dead");
+            *daemon = Daemon::start([flag("--socket-path", socket), flag("--table", &table)]);
+            let stream = daemon.connect(socket);
+            vmm.reconnect(stream).expect("come back");
+            assert_eq!(writeback(&vmm), choice, "{order:?}");
+            vmm.write(0, 0, &pattern(8, 60)).expect("write");
+        }
+    }
 }
