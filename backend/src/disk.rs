@@ -119,7 +119,7 @@ fn disk(device: &Device, map: Arc<Map>, components: &[Arc<Component>], name: &st
     });
     Disk {
         table: device.table.to_string(),
-        hold: Arc::new(Hold::new(&chain, options.incoming)),
+        hold: Arc::new(Hold::new(options.incoming)),
         chain,
         serial,
         offer: options.offer,

@@ -27,6 +27,8 @@ pub struct Hold(Mutex<State>);
 #[derive(Debug)]
 struct State {
     held: bool,
+    // Another process may have had the components since they were ours.
+    away: bool,
     // Queues that are being served.
     queues: usize,
     failed: Option<Instant>,
@@ -35,10 +37,10 @@ struct State {
 
 impl Hold {
     /// The hold on a disk's components; `incoming` if they are to be taken with the first queue only.
-    pub fn new(chain: &Chain, incoming: bool) -> Hold {
-        // Components that are not incoming were locked when they were opened; here they get one more user.
-        let held = !incoming && take(chain).is_ok();
-        Hold(Mutex::new(State { held, queues: 0, failed: None, limiter: Limiter::default() }))
+    pub fn new(incoming: bool) -> Hold {
+        // Components that are not incoming were locked when they were opened. A disk becomes their user with its first queue:
+        // one that nobody is served must not keep them from being handed over.
+        Hold(Mutex::new(State { held: false, away: incoming, queues: 0, failed: None, limiter: Limiter::default() }))
     }
 
     /// A queue is about to be served. Waits for whoever has a component, within bounds, as long as `go_on` says so.
@@ -63,7 +65,9 @@ impl Hold {
                 std::thread::sleep(NAP);
             }
             state.held = true;
-            limited!(state.limiter, info, "{}: its components are locked", chain.name);
+            if std::mem::take(&mut state.away) {
+                limited!(state.limiter, info, "{}: its components are locked", chain.name);
+            }
         }
         state.queues += 1;
         Ok(())
@@ -76,7 +80,13 @@ impl Hold {
         if state.queues > 0 || !handed_over || !state.held {
             return;
         }
-        state.held = false;
+        if let Err(error) = written(chain).try_for_each(|component| component.settle()) {
+            return log::error!(
+                "{}: {error}; its components are kept, and the destination cannot have them",
+                chain.name
+            );
+        }
+        (state.held, state.away) = (false, true);
         written(chain).for_each(|component| component.give_up());
         limited!(
             chain.limiters.control,

@@ -464,6 +464,23 @@ fn a_disk_goes_to_another_process_and_never_has_two_writers() {
 }
 
 /// Whether some process says by QEMU's image locks that it writes the file: on byte 101.
+#[test]
+fn a_disk_that_nobody_is_served_does_not_keep_another_from_going() {
+    let disk = Plain::new();
+    let component = disk.component.display();
+    let table = format!("low,,,rw,0 {SECTORS} linear {component} 0;top,,,rw,0 {SECTORS} linear /dev/mapper/low 0\n");
+    let mut source = Served::table(&table, &[]);
+    let vmm = source.vmm(&Setup::default());
+    let _log = start_logging(&vmm);
+    assert!(is_locked(&disk.component));
+    enable(&vmm, false);
+    assert!(!is_locked(&disk.component), "{}", source.daemon.log());
+    enable(&vmm, true);
+    assert!(is_locked(&disk.component));
+    drop(vmm);
+    source.daemon.stop();
+}
+
 fn is_locked(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let inode = std::fs::metadata(path).expect("stat the component").ino().to_string();

@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::component::{Component, Kind};
+use super::component::{Access, Component, Kind};
 use super::error::OpenError;
+use super::holder;
 use super::locks::{self, Refusal, Use};
 
 /// The open file of a component, and whether it is ours to write.
@@ -67,6 +68,24 @@ impl Component {
         Ok(())
     }
 
+    /// Brings what was written to where another process, perhaps on another machine, will find it, as QEMU does before it
+    /// hands an image over.
+    ///
+    /// # Errors
+    /// What was written is lost, or may be: the next owner would not know.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        if self.unflushed.as_ref().is_some_and(|unflushed| unflushed.stamp().lost()) {
+            return Err(io::Error::other(format!(
+                "{}: a flush has failed, and what it lost is not written again",
+                self.name
+            )));
+        }
+        match self.access {
+            Access::Buffered if !self.read_only => self.file().sync_data(),
+            _ => Ok(()),
+        }
+    }
+
     /// A disk that writes the component is not served any more, and another process will take it. Nothing of the disk is
     /// under way. Locks and claim go with the last such disk.
     pub(crate) fn give_up(&self) {
@@ -94,8 +113,13 @@ impl Component {
                 let _ = locks::release(file);
                 Err(OpenError::Locked { path: self.path.clone(), mode: "writable", why, readable: false, passing })
             }
-            // That was warned of when it was opened.
-            Err(Refusal::Unsupported(_)) => Ok(()),
+            Err(Refusal::Unsupported(error)) => {
+                log::warn!(
+                    "{}: its file system has no locks ({error}); another process that writes it goes unnoticed",
+                    self.path.display()
+                );
+                Ok(())
+            }
         }
     }
 
@@ -108,11 +132,12 @@ impl Component {
         let again = match rustix::fs::open(&same, flags, Mode::empty()) {
             Ok(fd) => File::from(fd),
             Err(Errno::BUSY) => {
+                let number = rustix::fs::fstat(file).map_err(|errno| io_error(errno.into()))?.st_rdev;
                 return Err(OpenError::Claimed {
                     path: self.path.clone(),
                     reasons: vec!["the kernel has it claimed for another exclusive user".into()],
                     help: "end that use first".into(),
-                    passing: false,
+                    passing: holder::of_devices(&[number]).is_passing(),
                 });
             }
             Err(errno) => return Err(io_error(errno.into())),

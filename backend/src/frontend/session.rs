@@ -25,6 +25,8 @@ pub struct Session {
     shared: Arc<Shared>,
     queues: Vec<Arc<QueueControl>>,
     acked: AtomicU64,
+    // The driver has chosen a cache mode in this session.
+    chosen: AtomicBool,
     // The front end's dirty log, in use or not. Locked while what queues share is exchanged: messages come from two threads,
     // the protocol's and the relay's, and neither may resume what the other has paused.
     log: Mutex<Option<Arc<DirtyLog>>>,
@@ -50,6 +52,7 @@ impl Session {
             disk,
             shared,
             acked: AtomicU64::new(0),
+            chosen: AtomicBool::new(false),
             log: Mutex::new(None),
         })
     }
@@ -77,15 +80,16 @@ impl Session {
     }
 
     /// Requests under way are recorded in `region` from now on (SET_INFLIGHT_FD). A queue that is being served drains and
-    /// goes on with it, so it does not matter whether queues were started before or after this.
+    /// goes on with it; front ends bring a region with requests of a predecessor in it before they start a queue.
     pub fn set_inflight(&self, region: Option<Arc<Inflight>>) {
         let _exchanging = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         for queue in &self.queues {
             queue.pause();
         }
         if let Some(region) = &region {
-            // A region of this guest's that comes from a predecessor knows what the driver has chosen there.
-            match region.choice() {
+            // A region of this guest's that comes from a predecessor knows what the driver has chosen there, if it has not
+            // chosen here meanwhile.
+            match region.choice().filter(|_| !self.chosen.load(Ordering::Relaxed)) {
                 Some(write_through) => self.disk.chose_write_through.store(write_through, Ordering::Relaxed),
                 None => region.note_choice(self.disk.chose_write_through.load(Ordering::Relaxed)),
             }
@@ -231,15 +235,19 @@ impl VhostUserBackend for Session {
     fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
         // An error would drop the connection, and with it the guest's disk, for a write that a driver must not do.
         match (offset as usize, buf) {
-            (config::WRITEBACK, [value @ (0 | 1)]) if self.acked(VIRTIO_BLK_F_CONFIG_WCE) => {
+            // QEMU says what was negotiated when the driver is ready; a driver may choose before that.
+            (config::WRITEBACK, [value @ (0 | 1)])
+                if self.acked(VIRTIO_BLK_F_CONFIG_WCE) || self.acked.load(Ordering::Relaxed) == 0 =>
+            {
                 let write_through = *value == 0;
+                self.chosen.store(true, Ordering::Relaxed);
+                if let Some(region) = &*self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner) {
+                    region.note_choice(write_through);
+                }
                 if self.disk.chose_write_through.swap(write_through, Ordering::Relaxed) == write_through {
                     return Ok(());
                 }
                 self.choose_cache_mode();
-                if let Some(region) = &*self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner) {
-                    region.note_choice(write_through);
-                }
                 limited!(
                     self.shared.chain.limiters.control,
                     info,

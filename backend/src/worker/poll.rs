@@ -34,7 +34,7 @@ impl Lookers {
     pub fn of_process() -> &'static Lookers {
         static LOOKERS: LazyLock<Lookers> = LazyLock::new(|| Lookers {
             now: AtomicUsize::new(0),
-            most: std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).max(1)),
+            most: std::thread::available_parallelism().map_or(0, |n| n.get() - 1),
         });
         &LOOKERS
     }

@@ -3,15 +3,15 @@
 //! A queue holds its generation of guest memory until it has drained: every slice in a slot or an operation comes from
 //! it, and [`Queue::drained`] is what lets go of it.
 
+mod ranges;
+
 use std::fs::File;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dm_table::Sectors;
-use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
-};
+use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 
 use super::cursor::{Cursor, copied};
 use super::dirty::Dirty;
@@ -103,6 +103,8 @@ pub struct Queue {
     err: Option<File>,
     write_through: Arc<AtomicBool>,
     devices: Vec<Option<Device>>,
+    // A component may be handed over, and open another file, while a disk that only reads it is served.
+    _files: Vec<Arc<File>>,
     request: request::Chain,
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -137,16 +139,19 @@ impl Queue {
             limited!(limiter, info, "{}: {} requests of a predecessor are done again", setup.name, replay.len());
         }
         let mut devices: Vec<Option<Device>> = Vec::new();
+        let mut files = Vec::new();
         for ix in setup.chain.map.flush_set() {
             let at = usize::from(ix.0);
             let Some(component) = setup.chain.components.get(at) else { continue };
-            let file = match engine.add_file(component.file().as_fd()) {
+            let open = component.file();
+            let file = match engine.add_file(open.as_fd()) {
                 Ok(file) => file,
                 Err(error) => {
                     forget(&devices, ops, engine);
                     return Err(error);
                 }
             };
+            files.push(open);
             devices.resize(devices.len().max(at + 1), None);
             devices[at] = Some(Device {
                 file,
@@ -172,6 +177,7 @@ impl Queue {
             err: setup.err,
             write_through: setup.write_through,
             devices,
+            _files: files,
             request: request::Chain::default(),
             slots: Vec::new(),
             free: Vec::new(),
@@ -194,7 +200,11 @@ impl Queue {
         let mut bytes = 0;
         self.full = false;
         for _ in 0..self.vring.ring().size() {
-            if self.in_flight >= u32::from(self.vring.ring().size()) || ops.under_way() >= MOST_OPERATIONS {
+            let most = self.vring.ring().size();
+            if self.in_flight >= u32::from(most)
+                || self.returns.held_back() >= usize::from(most)
+                || ops.under_way() >= MOST_OPERATIONS
+            {
                 self.full = true;
                 break;
             }
@@ -407,60 +417,6 @@ impl Queue {
         self.slots[slot as usize].written = ID_LEN as u32;
     }
 
-    fn ranges(&mut self, kind: Kind, slot: u32, ops: &mut Ops, engine: &mut impl Engine) {
-        if let Some(status) = self.judge_ranges(kind) {
-            self.slots[slot as usize].status = status;
-            return;
-        }
-        let durable = self.write_through.load(Ordering::Relaxed);
-        let owner = Owner { queue: self.index, slot };
-        let Queue { slots, devices, request, chain, .. } = self;
-        let slot = &mut slots[slot as usize];
-        for range in &request.ranges {
-            let action = match kind {
-                Kind::Discard => Action::Discard,
-                _ => Action::Zero { unmap: range.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0, durable },
-            };
-            let (at, len) = (Sectors::new(range.at), Sectors::new(u64::from(range.len)));
-            chain.map.ranges(at, len, &mut |step: Step, len: Sectors| match step {
-                Step::Device { dev, at } => {
-                    let Some(Some(device)) = devices.get(usize::from(dev.0)) else {
-                        slot.status = IOERR;
-                        return;
-                    };
-                    if let Some(mapping) = chain.mapping(dev) {
-                        mapping.forget(at.bytes(), len.bytes());
-                    }
-                    let token = ops.draft(owner, action, dev.0, *device, at.bytes(), len.bytes()).token();
-                    slot.pending += 1;
-                    ops.start(engine, token);
-                }
-                Step::Zero => {}
-                Step::Error => slot.status = IOERR,
-            });
-        }
-    }
-
-    /// The status of a discard or write-zeroes request that is wrong as a whole (virtio 1.2, 5.2.6.2): nothing of it is done.
-    fn judge_ranges(&self, kind: Kind) -> Option<u8> {
-        let known = match kind {
-            // "the unmap flag MUST be set to zero for discard commands"
-            Kind::Discard => 0,
-            _ => VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
-        };
-        if self.request.malformed || self.chain.read_only {
-            return Some(IOERR);
-        }
-        if self.request.ranges.iter().any(|r| r.flags & !known != 0) {
-            return Some(UNSUPP);
-        }
-        if kind == Kind::Discard && self.chain.map.limits().discard.is_none() {
-            return Some(UNSUPP);
-        }
-        let right = |r: &request::Range| r.len <= MAX_RANGE_SECTORS && self.in_range(r.at, u64::from(r.len));
-        (!self.request.ranges.iter().all(right)).then_some(IOERR)
-    }
-
     /// Takes an operation's verdict.
     #[inline]
     pub fn complete(&mut self, verdict: &Verdict) {
@@ -575,6 +531,11 @@ impl Queue {
 
 #[cfg(test)]
 impl Queue {
+    /// Requests that wait for those before them.
+    pub(crate) fn held_back(&self) -> usize {
+        self.returns.held_back()
+    }
+
     /// Whether the driver can see all that has been given back.
     pub(crate) fn is_published(&self) -> bool {
         !self.vring.unpublished()

@@ -72,6 +72,15 @@ impl Returns {
         }
     }
 
+    /// Requests that have not gone back, or wait for those before them.
+    #[inline]
+    pub fn held_back(&self) -> usize {
+        match self {
+            Returns::Recorded(_) => 0,
+            Returns::InOrder(order) => order.waiting.len(),
+        }
+    }
+
     /// Makes what was given back visible; `true` when the driver wants to be told.
     #[inline]
     pub fn publish(&mut self, vring: &mut Vring) -> bool {

@@ -2,7 +2,7 @@
 
 use dm_tests::blk::{Config, Segment, feature, kind};
 use dm_tests::daemon::{Daemon, Served, flag};
-use dm_tests::vmm::{Order, Setup};
+use dm_tests::vmm::{Order, Setup, Vmm};
 use rustix::process::Signal;
 
 use crate::{IOERR, Piece, SECTOR, UNSUPP, pattern};
@@ -137,8 +137,7 @@ fn a_driver_that_chose_write_through_has_it_when_the_back_end_was_killed() {
         let Served { daemon, socket, .. } = &mut Served::table(&piece.table(), &[]);
         let table = socket.with_extension("table");
         let mut vmm = daemon.vmm(socket, &Setup { order, ..Setup::default() });
-        let writeback =
-            |vmm: &dm_tests::vmm::Vmm| Config::decode(&vmm.get_config(0, 60).expect("GET_CONFIG")).writeback;
+        let writeback = |vmm: &Vmm| Config::decode(&vmm.get_config(0, 60).expect("GET_CONFIG")).writeback;
         for choice in [0, 1, 0] {
             vmm.set_config(Config::WRITEBACK_AT, &[choice]).expect("SET_CONFIG");
             assert_eq!(writeback(&vmm), choice);
@@ -151,4 +150,28 @@ fn a_driver_that_chose_write_through_has_it_when_the_back_end_was_killed() {
             vmm.write(0, 0, &pattern(8, 60)).expect("write");
         }
     }
+}
+
+#[test]
+fn a_driver_may_choose_before_the_features_are_told() {
+    let piece = Piece::new(256);
+    let mut served = Served::table(&piece.table(), &[]);
+    // QEMU says SET_FEATURES when the driver is ready, and passes SET_CONFIG on before that.
+    let mut vmm = Vmm::handshake(served.daemon.connect(&served.socket), &Setup::default()).expect("a handshake");
+    vmm.set_config(Config::WRITEBACK_AT, &[0]).expect("SET_CONFIG");
+    vmm.start().expect("the rings start");
+    let now = Config::decode(&vmm.get_config(0, 60).expect("GET_CONFIG"));
+    assert_eq!(now.writeback, 0);
+    // A region with an older choice in it does not change that.
+    let region = vmm.get_inflight().expect("GET_INFLIGHT_FD");
+    vmm.set_inflight(&region).expect("SET_INFLIGHT_FD");
+    vmm.set_config(Config::WRITEBACK_AT, &[1]).expect("SET_CONFIG");
+    drop(vmm);
+    let vmm = Vmm::handshake(served.daemon.connect(&served.socket), &Setup::default()).expect("a handshake");
+    vmm.set_config(Config::WRITEBACK_AT, &[0]).expect("SET_CONFIG");
+    vmm.set_inflight(&region).expect("SET_INFLIGHT_FD");
+    let now = Config::decode(&vmm.get_config(0, 60).expect("GET_CONFIG"));
+    assert_eq!(now.writeback, 0);
+    drop(vmm);
+    served.daemon.stop();
 }

@@ -10,6 +10,7 @@
 mod driver;
 mod killed;
 mod operations;
+mod patience;
 mod traffic;
 mod world;
 
