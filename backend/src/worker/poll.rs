@@ -22,7 +22,8 @@ const BRIEF: Duration = Duration::from_micros(4);
 /// Looks between two looks at the clock.
 const LOOKS: u32 = 16;
 
-/// Workers that look at this moment. Fewer do than there are CPUs, so that whoever they wait for has one.
+/// Workers that look at this moment. Fewer do than there are CPUs for this process, so that whoever they wait for has one;
+/// but one may where there is only one, as a process that was put on a CPU of its own waits for others elsewhere.
 #[derive(Debug)]
 pub struct Lookers {
     now: AtomicUsize,
@@ -34,7 +35,7 @@ impl Lookers {
     pub fn of_process() -> &'static Lookers {
         static LOOKERS: LazyLock<Lookers> = LazyLock::new(|| Lookers {
             now: AtomicUsize::new(0),
-            most: std::thread::available_parallelism().map_or(0, |n| n.get() - 1),
+            most: std::thread::available_parallelism().map_or(1, |n| (n.get() - 1).max(1)),
         });
         &LOOKERS
     }
