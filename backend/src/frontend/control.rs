@@ -273,7 +273,8 @@ impl QueueControl {
             log.check_covers(&guest)?;
             ring = ring.logged(log, config.used);
         }
-        let base = self.first_index(&ring, config);
+        let record = self.record(config.size);
+        let base = self.first_index(&ring, config, record.is_some());
         let worker = match &mut state.worker {
             Some(worker) => worker,
             none => none.insert(self.shared.pool.worker(&format!("queue-{}", self.index))?),
@@ -285,7 +286,7 @@ impl QueueControl {
             guest,
             ring,
             base,
-            record: self.record(config.size),
+            record,
             event_idx: config.event_idx,
             kick,
             call: self.dup(state.call.as_ref()),
@@ -320,20 +321,22 @@ impl QueueControl {
 
     /// Where a ring goes on of which no record tells. used.idx does: a back end that serves in order has given back what
     /// stands in front of it, and a base that is ahead would leave requests without an answer (cloud-hypervisor says
-    /// avail.idx after a crash).
-    fn first_index(&self, ring: &SplitRing, config: RingConfig) -> u16 {
+    /// avail.idx after a crash). A record that has been used before knows better than either.
+    fn first_index(&self, ring: &SplitRing, config: RingConfig, recorded: bool) -> u16 {
         let used = ring.used_idx();
         let unanswered = config.base.wrapping_sub(used);
         if unanswered == 0 || unanswered > config.size {
             return config.base;
         }
-        limited!(
-            self.limiter(),
-            info,
-            "{}: goes on at used index {used} and not at {}, so that {unanswered} requests get their answer",
-            self.name(),
-            config.base
-        );
+        if !recorded {
+            limited!(
+                self.limiter(),
+                info,
+                "{}: goes on at used index {used} and not at {}, so that {unanswered} requests get their answer",
+                self.name(),
+                config.base
+            );
+        }
         used
     }
 

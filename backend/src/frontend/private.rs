@@ -1,8 +1,9 @@
 //! A socket between the interposer and the protocol's daemon, which takes no socket pair: it accepts or connects itself.
 //!
 //! It listens on a name that is gone from the file system before anybody is served, so nothing is left however this
-//! process ends later; what one that was killed in this very moment has left, the next one removes. What is kept is the file itself, by which this process connects (`/proc/self/fd`). Other processes of
-//! the same user could reach it there too; they are told from our own by the process id that the kernel attests.
+//! process ends later; what one that was killed in this very moment has left, the next one removes. What is kept is the
+//! file itself, by which this process connects (`/proc/self/fd`). Other processes of the same user could reach it there
+//! too; they are told from our own by the process id that the kernel attests.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

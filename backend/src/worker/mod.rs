@@ -195,7 +195,8 @@ impl<E: Engine> Core<E> {
         let result = self.engine.turn(if sleep { Wait::Event } else { Wait::No }, &mut events);
         // A kick for a request that was taken before the sleep says nothing: only what brought work counts.
         self.woken = asleep_since.map(|since| (pace, since.elapsed()));
-        if events.iter().any(|event| matches!(event, Event::Done { .. }))
+        if self.woken.is_some()
+            && events.iter().any(|event| matches!(event, Event::Done { .. }))
             && let Some((pace, time)) = self.woken.take()
         {
             self.poll.slept(pace, time);
