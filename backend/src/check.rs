@@ -48,10 +48,8 @@ fn describe(text: &mut String, disk: &crate::disk::Disk) {
     );
     let segments = count(chain.map.segments(), "segment");
     let _ = writeln!(text, "  {segments} on {}", count(chain.map.flush_set().len(), "component"));
-    for ix in chain.map.flush_set() {
-        if let Some(component) = chain.components.get(usize::from(ix.0)) {
-            let _ = writeln!(text, "    {}", component.describe());
-        }
+    for (_, component) in chain.flushed() {
+        let _ = writeln!(text, "    {}", component.describe());
     }
 }
 

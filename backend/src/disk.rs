@@ -10,7 +10,6 @@ use crate::chain::Chain;
 use crate::device::{self, Component, Identity, Registry};
 use crate::frontend::config::Offer;
 use crate::hold::Hold;
-use crate::limit::Limiters;
 use crate::map::{DevIx, LookupError, Lower, Map};
 use crate::request::ID_LEN;
 
@@ -113,9 +112,10 @@ fn disk(device: &Device, map: Arc<Map>, components: &[Arc<Component>], name: &st
     let chain = Arc::new(Chain {
         name: name.clone(),
         map,
-        components: components.to_vec(),
+        components: components.iter().cloned().collect(),
         read_only: options.read_only || device.read_only,
-        limiters: Limiters::default(),
+        limiters: Arc::default(),
+        events: Arc::default(),
     });
     Disk {
         table: device.table.to_string(),

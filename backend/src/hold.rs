@@ -112,6 +112,5 @@ fn take(chain: &Chain) -> Result<(), OpenError> {
 
 /// The components that a disk writes.
 fn written(chain: &Chain) -> impl Iterator<Item = &Arc<Component>> {
-    let set = if chain.read_only { &[][..] } else { chain.map.flush_set() };
-    set.iter().filter_map(|ix| chain.components.get(usize::from(ix.0)))
+    chain.flushed().filter(|_| !chain.read_only).map(|(_, component)| component)
 }

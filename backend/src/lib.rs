@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod device;
 pub mod disk;
 pub mod engine;
+pub mod event;
 pub mod frontend;
 pub mod guest;
 pub mod hold;

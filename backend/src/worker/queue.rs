@@ -23,7 +23,7 @@ use crate::engine::Engine;
 use crate::guest::{Guest, HostSlice, Record, SplitRing};
 use crate::inflight::Tracker;
 use crate::limited;
-use crate::map::{Piece, Step};
+use crate::map::{DevIx, Piece, Step};
 use crate::request::{self, ChainError, ID_LEN, Kind};
 use crate::vring::{Broken, Vring};
 
@@ -140,9 +140,8 @@ impl Queue {
         }
         let mut devices: Vec<Option<Device>> = Vec::new();
         let mut files = Vec::new();
-        for ix in setup.chain.map.flush_set() {
+        for (ix, component) in setup.chain.flushed() {
             let at = usize::from(ix.0);
-            let Some(component) = setup.chain.components.get(at) else { continue };
             let open = component.file();
             let file = match engine.add_file(open.as_fd()) {
                 Ok(file) => file,
@@ -426,7 +425,9 @@ impl Queue {
 
     #[cold]
     fn failed(&mut self, verdict: &Verdict) -> u8 {
-        let device = self.chain.components.get(usize::from(verdict.device)).map_or("?", |c| c.name.as_str());
+        let dev = DevIx(verdict.device);
+        self.chain.failed(dev);
+        let device = self.chain.components.get(dev).map_or("?", |c| c.name.as_str());
         let error = std::io::Error::from_raw_os_error(verdict.errno);
         let sector = verdict.at / dm_table::SECTOR_SIZE;
         limited!(

@@ -12,7 +12,6 @@ use vhost_user_dm::chain::Chain;
 use vhost_user_dm::device::{Access, Cache, Component, Discard, DiscardMethod, Limits, Options, Registry};
 use vhost_user_dm::engine::{Command, Engine, Event, FileIx, Wait};
 use vhost_user_dm::guest::{Guest, HostSlice, SplitRing};
-use vhost_user_dm::limit::Limiters;
 use vhost_user_dm::map::{DevIx, LookupError, Lower, Map};
 use vhost_user_dm::request::ID_LEN;
 use vhost_user_dm::sim::{Nature, Sim, Temper};
@@ -97,9 +96,10 @@ fn disk((access, method): (Access, DiscardMethod), block: u32, read_only: bool) 
     Arc::new(Chain {
         name: "fuzz".to_owned(),
         map: Arc::new(map),
-        components,
+        components: components.into_iter().collect(),
         read_only,
-        limiters: Limiters::default(),
+        limiters: Arc::default(),
+        events: Arc::default(),
     })
 }
 
@@ -203,7 +203,7 @@ impl<'h> Run<'h> {
         let latency = Duration::from_micros(seed >> 14 & 1) * 20;
         let temper = Temper { latency, short: chance(8, 30), again: chance(9, 10), fail: u16::from(chance(10, 100)) };
         let sim = Sim::new(seed, temper);
-        for (component, sectors) in chain.components.iter().zip(DEVICES) {
+        for ((_, component), sectors) in chain.components.iter().zip(DEVICES) {
             let refused = |bit: u64| (seed >> bit & 1 != 0).then_some(Errno::OPNOTSUPP.raw_os_error());
             let aligned = match component.access {
                 Access::Direct { mem_align, .. } => mem_align,

@@ -10,7 +10,6 @@ use fastrand::Rng;
 
 use crate::chain::Chain;
 use crate::device::{Access, Component, Discard, DiscardMethod, Limits};
-use crate::limit::Limiters;
 use crate::map::{DevIx, LookupError, Lower, Map};
 use crate::sim::{Nature, SECTOR, Sim, Temper};
 
@@ -161,8 +160,14 @@ impl World {
         let on = |n: &usize| spots.iter().any(|s| matches!(s, Spot::Component(number, _) if number == n));
         world.flush_set = (0..world.parts.len()).filter(on).collect();
         world.discard = map.limits().discard.is_some();
-        let chain =
-            Chain { name: "disk".into(), map, components, read_only: world.read_only, limiters: Limiters::default() };
+        let chain = Chain {
+            name: "disk".into(),
+            map,
+            components: components.into_iter().collect(),
+            read_only: world.read_only,
+            limiters: Arc::default(),
+            events: Arc::default(),
+        };
         (world, chain)
     }
 
