@@ -28,6 +28,7 @@ mod proc;
 mod registry;
 #[cfg(test)]
 mod simulated;
+mod slots;
 mod sysfs;
 mod unflushed;
 
@@ -36,4 +37,5 @@ pub use error::OpenError;
 pub use fence::Patience;
 pub use limits::{Discard, DiscardMethod, Limits};
 pub use registry::Registry;
+pub use slots::Slots;
 pub use unflushed::{Flush, Stamp, Unflushed};
