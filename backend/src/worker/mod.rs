@@ -24,7 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::engine::{Engine, Event, Wait};
 use crate::uring::Uring;
-use ops::Ops;
+use ops::{Ops, UnderWay};
 use poll::{Lookers, Pace, Poll};
 use pool::Cpus;
 use queue::{Queue, Setup};
@@ -36,6 +36,9 @@ enum Mail {
     Start(Box<Setup>, Sender<io::Result<u32>>),
     Stop(u32, Sender<u16>),
     SetCall(u32, Option<File>, Sender<()>),
+    Hold(u32, Sender<()>),
+    Go(u32),
+    UnderWay(u32, Sender<Vec<UnderWay>>),
     Exit,
 }
 
@@ -103,6 +106,35 @@ impl Worker {
         stopped.recv().map_err(|_| gone())
     }
 
+    /// Has a queue take no more requests. The receiver gets something, or loses its sender, when all that were under way have
+    /// ended; [`Worker::go`] takes it back at any time.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn hold(&self, queue: u32) -> io::Result<Receiver<()>> {
+        let (answer, held) = channel();
+        self.post(Mail::Hold(queue, answer))?;
+        Ok(held)
+    }
+
+    /// Has a queue take requests again.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn go(&self, queue: u32) -> io::Result<()> {
+        self.post(Mail::Go(queue))
+    }
+
+    /// Operations of a queue that component devices have not ended, in no order.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn under_way(&self, queue: u32) -> io::Result<Vec<UnderWay>> {
+        let (answer, told) = channel();
+        self.post(Mail::UnderWay(queue, answer))?;
+        told.recv().map_err(|_| gone())
+    }
+
     /// Notifies by another descriptor from now on.
     ///
     /// # Errors
@@ -131,6 +163,8 @@ struct Place {
     queue: Queue,
     // Set while the queue drains: who waits for it.
     stop: Option<Sender<u16>>,
+    // Set while the queue takes no requests until further notice, and its last ones have not ended: who waits for them.
+    hold: Option<Sender<()>>,
     // Whether the kick descriptor is still with the engine.
     watched: bool,
 }
@@ -250,6 +284,19 @@ impl<E: Engine> Core<E> {
                 }
                 let _ = answer.send(());
             }
+            Mail::Hold(index, answer) => {
+                if let Some(Some(place)) = self.queues.get_mut(index as usize) {
+                    place.queue.hold();
+                    place.hold = Some(answer);
+                }
+            }
+            Mail::Go(index) => {
+                if let Some(Some(place)) = self.queues.get_mut(index as usize) {
+                    place.queue.go();
+                    place.hold = None;
+                }
+            }
+            Mail::UnderWay(index, answer) => drop(answer.send(self.ops.list(index))),
             Mail::Exit => return false,
         }
         true
@@ -268,7 +315,7 @@ impl<E: Engine> Core<E> {
         // Used entries that a predecessor has published may never have been told of.
         queue.notify();
         self.engine.watch(kick, index as u32 + 1);
-        self.queues[index] = Some(Place { queue, stop: None, watched: true });
+        self.queues[index] = Some(Place { queue, stop: None, hold: None, watched: true });
         Ok(index as u32)
     }
 
@@ -283,7 +330,12 @@ impl<E: Engine> Core<E> {
     /// Ends the queues that were stopped and have drained, and answers who waits.
     fn finish_stops(&mut self) {
         for slot in &mut self.queues {
-            let Some(Place { queue, stop: Some(_), watched: false }) = slot else { continue };
+            let Some(place) = slot else { continue };
+            if let Some(answer) = place.hold.take_if(|_| place.queue.drained()) {
+                // Published before, so that the guest need not wait for what comes next.
+                let _ = answer.send(());
+            }
+            let Place { queue, stop: Some(_), watched: false, .. } = place else { continue };
             if !queue.drained() {
                 continue;
             }

@@ -94,6 +94,19 @@ pub struct Verdict {
     pub errno: i32,
 }
 
+/// An operation that its device has not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnderWay {
+    /// What it does.
+    pub action: Action,
+    /// The device, as an index into the chain's components.
+    pub device: u16,
+    /// Where on the device it goes on, in bytes.
+    pub at: u64,
+    /// Bytes that are left of it.
+    pub left: u64,
+}
+
 /// The command an operation has at the device now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -186,6 +199,14 @@ impl Ops {
     #[inline]
     pub fn under_way(&self) -> usize {
         self.ops.len() - self.free.len()
+    }
+
+    /// Those of a queue, in no order.
+    pub fn list(&self, queue: u32) -> Vec<UnderWay> {
+        let free: std::collections::HashSet<u32> = self.free.iter().copied().collect();
+        let ops = (0..).zip(&self.ops).filter(|(token, op)| op.owner.queue == queue && !free.contains(token));
+        let told = |(_, op): (u32, &Op)| UnderWay { action: op.action, device: op.index, at: op.at, left: op.left };
+        ops.map(told).collect()
     }
 
     /// Takes a place for an operation on bytes `[at, at + len)` of a device.

@@ -113,6 +113,8 @@ pub struct Queue {
     full: bool,
     // No more heads are taken off the ring.
     stopped: bool,
+    // Nor while this is set.
+    held: bool,
     // Keeps the descriptor alive that the engine watches.
     _kick: File,
 }
@@ -183,6 +185,7 @@ impl Queue {
             in_flight: 0,
             full: false,
             stopped: false,
+            held: false,
             _kick: setup.kick,
         })
     }
@@ -190,7 +193,7 @@ impl Queue {
     /// Takes every head that is there; returns whether there was one.
     #[inline]
     pub fn take(&mut self, ops: &mut Ops, engine: &mut impl Engine) -> bool {
-        if self.stopped && self.replay.is_empty() {
+        if (self.stopped || self.held) && self.replay.is_empty() {
             return false;
         }
         let mut any = false;
@@ -236,7 +239,7 @@ impl Queue {
         if let Some(head) = self.replay.pop() {
             return Ok(Some(head));
         }
-        if self.stopped {
+        if self.stopped || self.held {
             return Ok(None);
         }
         let next = self.vring.pop();
@@ -498,12 +501,22 @@ impl Queue {
         if !self.replay.is_empty() {
             return false;
         }
-        self.stopped || self.vring.fall_asleep()
+        self.stopped || self.held || self.vring.fall_asleep()
     }
 
     /// Takes no more heads off the ring.
     pub fn stop(&mut self) {
         self.stopped = true;
+    }
+
+    /// Takes no heads off the ring until [`Queue::go`].
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Takes heads off the ring again.
+    pub fn go(&mut self) {
+        self.held = false;
     }
 
     /// Whether nothing is under way.
