@@ -35,6 +35,7 @@ mod source;
 mod table;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use names::{mapper_name as mangle, unmangle};
 pub use order::MapperNames;
 pub use params::{DevRef, ErrorTarget, Linear, Stripe, Striped, Target, target_types};
 pub use parse::{Format, parse};

@@ -44,8 +44,29 @@ fn mangle(text: &str) -> Result<String, Mixed> {
 }
 
 /// A name as it stands under `/dev/mapper/`, or `None` where it cannot stand there.
-pub(crate) fn mapper_name(name: &str) -> Option<String> {
+pub fn mapper_name(name: &str) -> Option<String> {
     mangle(name).ok()
+}
+
+/// A name as people write it: its parts `\xNN` as the bytes that they stand for, where those are text.
+pub fn unmangle(name: &str) -> String {
+    let bytes = name.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let digits = name.get(at + 2..at + 4).filter(|_| bytes[at..].starts_with(b"\\x"));
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(meant) => {
+                plain.push(meant);
+                at += 4;
+            }
+            None => {
+                plain.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8(plain).unwrap_or_else(|_| name.to_owned())
 }
 
 /// The names and uuids that a file's devices have taken so far.
@@ -155,6 +176,15 @@ fn readable(what: &str, text: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unmangling() {
+        assert_eq!(unmangle(r"sp\x20ace"), "sp ace");
+        assert_eq!(unmangle(r"\xc3\xa9\x5c"), "é\\");
+        assert_eq!(unmangle(r"\xff"), r"\xff");
+        assert_eq!(unmangle(r"a\x2"), r"a\x2");
+        assert_eq!(unmangle(r"\xé"), r"\xé");
+    }
 
     #[test]
     fn mangling() {
