@@ -37,7 +37,7 @@ fn identity(path: &Path) -> io::Result<Identity> {
 pub enum SocketError {
     /// Another process listens there.
     #[error(
-        "cannot listen on {path}: a live process listens there; stop it, or choose another --socket-path",
+        "cannot listen on {path}: a live process listens there; stop it, or choose another path",
         path = .0.display()
     )]
     Taken(PathBuf),
@@ -64,6 +64,38 @@ pub enum SocketError {
 /// # Errors
 /// See [`SocketError`].
 pub fn listen(path: &Path) -> Result<(UnixListener, OwnedPath), SocketError> {
+    listen_by(path, |path| UnixListener::bind(path))
+}
+
+/// As [`listen`], on a socket of mode 0600: at no moment can another user connect, whatever the umask.
+///
+/// # Errors
+/// See [`SocketError`].
+pub fn listen_private(path: &Path) -> Result<(UnixListener, OwnedPath), SocketError> {
+    listen_by(path, bind_private)
+}
+
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // Linux gives the file the mode that the socket has when it is bound; the umask is for the whole process, so that a change
+    // of it would be seen by other threads.
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    // Nobody can connect before `listen`.
+    let mode = std::fs::symlink_metadata(path)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let _ = std::fs::remove_file(path);
+        return Err(io::Error::other(format!("the file system gave it mode {mode:o} instead of 600")));
+    }
+    rustix::net::listen(&socket, 128)?;
+    Ok(UnixListener::from(socket))
+}
+
+fn listen_by(
+    path: &Path,
+    bind: impl FnOnce(&Path) -> io::Result<UnixListener>,
+) -> Result<(UnixListener, OwnedPath), SocketError> {
     let failed = |doing| move |source| SocketError::Io { doing, path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
@@ -77,7 +109,7 @@ pub fn listen(path: &Path) -> Result<(UnixListener, OwnedPath), SocketError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed("look at")(error)),
     }
-    let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
+    let listener = bind(path).map_err(failed("listen on"))?;
     listener.set_nonblocking(true).map_err(failed("use"))?;
     let identity = identity(path).map_err(failed("look at"))?;
     Ok((listener, OwnedPath { path: path.to_owned(), identity }))
@@ -163,6 +195,17 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
         drop(owned);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_private_socket_is_for_its_owner_whatever_the_umask() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (_listener, _owned) = listen_private(&path).unwrap();
+        assert_eq!(std::fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(UnixStream::connect(&path).unwrap());
+        assert!(matches!(listen_private(&path), Err(SocketError::Taken(_))));
     }
 
     #[test]
