@@ -34,6 +34,10 @@ pub struct Args {
     #[command(flatten)]
     pub load: Load,
 
+    /// Unix socket, for this user alone, on which the devices can be changed while they are served: see `dmsetup`
+    #[arg(long, value_name = "PATH")]
+    pub control_path: Option<PathBuf>,
+
     /// Print {"type":"block",...} for management tools, and exit
     #[arg(long)]
     pub print_capabilities: bool,
@@ -81,8 +85,9 @@ pub struct Listen {
 /// What to serve.
 #[derive(Debug, ClapArgs)]
 pub struct Load {
-    /// Table file in dmsetup's format, plain or concise; - for standard input
-    #[arg(long, value_name = "FILE", required_unless_present = "blk_file")]
+    /// Table file in dmsetup's format, plain or concise; - for standard input. With --socket-dir and --control-path there
+    /// need not be one: devices can be created later
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["blk_file", "socket_dir"])]
     pub table: Option<PathBuf>,
 
     /// Serve one plain file or partition as it is, without a table

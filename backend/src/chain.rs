@@ -31,6 +31,18 @@ pub struct Chain {
 }
 
 impl Chain {
+    /// The same under another name.
+    pub fn renamed(&self, name: String) -> Chain {
+        Chain {
+            name,
+            map: self.map.clone(),
+            components: self.components.iter().map(|(ix, component)| (ix, component.clone())).collect(),
+            read_only: self.read_only,
+            limiters: self.limiters.clone(),
+            events: self.events.clone(),
+        }
+    }
+
     /// Length of the disk.
     pub fn len(&self) -> Sectors {
         self.map.len()

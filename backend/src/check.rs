@@ -2,16 +2,16 @@
 
 use std::fmt::Write as _;
 
-use crate::disk::Loaded;
 use crate::frontend::config::{self, Offer};
+use crate::mapper::Started;
 
 /// A report for people.
-pub fn report(loaded: &Loaded) -> String {
+pub fn report(started: &[Started], warnings: &[String]) -> String {
     let mut text = String::new();
-    for disk in &loaded.disks {
-        describe(&mut text, disk);
+    for device in started {
+        describe(&mut text, device);
     }
-    for warning in &loaded.warnings {
+    for warning in warnings {
         // Writing to a String cannot fail.
         let prefix = if warning.starts_with("warning") { "" } else { "warning: " };
         let _ = writeln!(text, "{prefix}{}", warning.trim_end());
@@ -19,20 +19,21 @@ pub fn report(loaded: &Loaded) -> String {
     text
 }
 
-fn describe(text: &mut String, disk: &crate::disk::Disk) {
-    let chain = &disk.chain;
+fn describe(text: &mut String, device: &Started) {
+    let disk = &device.disk;
+    let chain = disk.chain();
     let limits = chain.map.limits();
-    let space = config::space(chain, Offer::default(), true);
+    let space = config::space(&chain, Offer::default(), true);
     let bytes = chain.len().bytes();
     let _ = writeln!(
         text,
         "{}: {} sectors ({}), {}-byte blocks",
-        disk.name,
+        device.name,
         chain.len(),
         human(bytes),
         limits.logical_block
     );
-    for line in disk.table.lines() {
+    for line in device.table.lines() {
         let _ = writeln!(text, "  {line}");
     }
     let _ = writeln!(

@@ -1,9 +1,5 @@
-//! Sockets, signals and the life of the process.
-//!
-//! One thread for each socket takes front ends one after the other; the main thread waits for the signal to end.
+//! Signals and the life of the process: the main thread waits for the signal to end.
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -12,10 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::check;
 use crate::disk::Disk;
-use crate::place::Place;
-use crate::server::Server;
-use crate::socket::{self, Inherited, OwnedPath, SocketError};
-use crate::worker::pool::Pool;
+use crate::mapper::Mapper;
 
 /// Signals that end the process. Blocked from the start, so that every thread inherits that and `wait` takes them.
 pub struct Signals(SigSet);
@@ -50,26 +43,8 @@ impl Signals {
     }
 }
 
-/// Serves disks until a signal ends the process; with a connected socket, until the front end hangs up.
-///
-/// # Errors
-/// A socket that cannot be served on; then none of the disks has been served.
-pub fn run(disks: Vec<(Disk, Place)>, pool: Pool, signals: &Signals) -> Result<(), SocketError> {
-    let ready = sockets(disks, &Arc::new(pool))?;
-    let mut servers = Vec::new();
-    let mut owned_paths: Vec<OwnedPath> = Vec::new();
-    for (server, source, owned) in ready {
-        owned_paths.extend(owned);
-        servers.push(server.clone());
-        let name = format!("front-{}", server.disk().name);
-        let started = std::thread::Builder::new().name(name.chars().take(15).collect()).spawn(move || match source {
-            Inherited::Listening(listener) => server.accept(&listener),
-            Inherited::Connected(stream) => server.connected(stream),
-        });
-        if let Err(source) = started {
-            return Err(SocketError::Io { doing: "start a thread for", path: PathBuf::from("the socket"), source });
-        }
-    }
+/// Waits for a signal that ends the process, and drains.
+pub fn run(mapper: &Mapper, signals: &Signals) {
     match signals.wait() {
         Ok(signal) => log::info!("{signal}: draining"),
         Err(error) => log::error!("cannot wait for signals: {error}; stopping"),
@@ -83,51 +58,19 @@ pub fn run(disks: Vec<(Disk, Place)>, pool: Pool, signals: &Signals) -> Result<(
         }
     });
     // Nobody is taken any more while others drain.
-    let sessions: Vec<_> = servers.iter().filter_map(|server| server.close()).collect();
-    for session in sessions {
+    for session in mapper.close() {
         session.end();
     }
-    drop(owned_paths);
+    mapper.remove_sockets();
     log::info!("stopped");
-    Ok(())
 }
 
-/// A server, what it serves on, and what to remove at the end.
-type Ready = (Arc<Server>, Inherited, Option<OwnedPath>);
-
-/// A server for each disk, and what it serves on. All sockets come first: a process that cannot serve one of its disks
-/// serves none.
-fn sockets(disks: Vec<(Disk, Place)>, pool: &Arc<Pool>) -> Result<Vec<Ready>, SocketError> {
-    enum At {
-        Path(PathBuf),
-        Fd(i32, Inherited),
-    }
-    // Those that were passed before any is made, which might get the number of one that should have been passed.
-    let adopt = |(disk, place)| match place {
-        Place::Fd(fd) => Ok((disk, At::Fd(fd, socket::inherit(fd)?))),
-        Place::Path(path) => Ok((disk, At::Path(path))),
-    };
-    let adopted: Vec<_> = disks.into_iter().map(adopt).collect::<Result<_, SocketError>>()?;
-    let make = |(disk, at)| {
-        let server = Arc::new(Server::new(disk, pool.clone())?);
-        let (source, owned, shown) = match at {
-            At::Fd(fd, source) => (source, None, format!("descriptor {fd}")),
-            At::Path(path) => {
-                let (listener, owned) = socket::listen(&path)?;
-                (Inherited::Listening(listener), Some(owned), path.display().to_string())
-            }
-        };
-        log_start(server.disk(), &shown);
-        Ok((server, source, owned))
-    };
-    adopted.into_iter().map(make).collect()
-}
-
-fn log_start(disk: &Disk, place: &str) {
-    let chain = &disk.chain;
+/// Says what is served from now on.
+pub(crate) fn log_start(disk: &Disk, place: &str) {
+    let chain = disk.chain();
     log::info!(
         "{}: serving {} sectors of {} bytes each ({}-byte blocks{}), {} on {}, up to {} of {} entries, on {place}",
-        disk.name,
+        chain.name,
         chain.len(),
         dm_table::SECTOR_SIZE,
         chain.map.limits().logical_block,

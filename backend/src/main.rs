@@ -5,17 +5,19 @@ use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
-use dm_table::{Diagnostic, Format, Source, TableFile};
+use dm_table::{Format, Source, TableFile};
 use log::LevelFilter;
-use vhost_user_dm::args::{Args, Command, Load, Log, Open};
+use vhost_user_dm::args::{Args, Command, Log, Open};
 use vhost_user_dm::daemon::{self, Signals};
 use vhost_user_dm::device::{self, Patience, Registry};
-use vhost_user_dm::disk::{self, Loaded};
-use vhost_user_dm::frontend::config::Offer;
+use vhost_user_dm::disk;
+use vhost_user_dm::mapper::{Mapper, Settings};
 use vhost_user_dm::place::{self, PlaceError};
-use vhost_user_dm::{activation, check, uring};
+use vhost_user_dm::worker::pool::{Cpus, Pool};
+use vhost_user_dm::{activation, check, control, uring};
 
 fn main() -> ExitCode {
     // Conventions for vhost-user back ends: this option wins over everything else on the line.
@@ -101,38 +103,53 @@ fn serve(args: &Args) -> Result<(), String> {
     }
     // What a killed predecessor has left in the kernel must end before we serve: see `device::Patience`.
     let mut registry = Registry::patient(Patience::new(Patience::COMMAND, Signals::pause));
-    let (file, name) = table_file(&args.load, &mut registry)?;
-    let options = options(&args.load.open, args.load.offer(), args.load.serial.clone());
-    let loaded = load(&file, &name, &options, &mut registry)?;
-    for warning in &loaded.warnings {
-        log::warn!("{}", warning.trim_end());
+    let file = table_file(args, &mut registry)?;
+    let settings = Settings {
+        components: components(&args.load.open),
+        offer: args.load.offer(),
+        serial: args.load.serial.clone(),
+        socket_dir: args.listen.socket_dir.clone(),
+    };
+    let mapper = Mapper::new(settings, registry, Arc::new(args.load.pool()));
+    if let Some((file, name)) = file {
+        for warning in mapper.start(&file, &name).map_err(|diagnostic| diagnostic.to_string())? {
+            log::warn!("{}", warning.trim_end());
+        }
     }
     let (device, serial) = (args.load.device.as_deref(), args.load.serial.is_some());
+    let started = mapper.started();
     let places =
-        place::places(&args.listen, &passed, device, serial, loaded).map_err(|e| format!("vhost-user-dm: {e}"))?;
-    daemon::run(places, args.load.pool(), &signals).map_err(|e| format!("vhost-user-dm: {e}"))
+        place::places(&args.listen, &passed, device, serial, &started).map_err(|e| format!("vhost-user-dm: {e}"))?;
+    let places = places.into_iter().map(|(index, place)| (started[index].minor, place)).collect();
+    mapper.serve_all(places).map_err(|e| format!("vhost-user-dm: {e}"))?;
+    let control = args.control_path.as_deref().map(|path| control::Server::start(mapper.clone(), path));
+    let _control = control.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
+    daemon::run(&mapper, &signals);
+    Ok(())
 }
 
-fn options(open: &Open, offer: Offer, serial: Option<String>) -> disk::Options {
-    disk::Options { read_only: open.read_only, cache: open.cache.into(), incoming: open.incoming, offer, serial }
+fn components(open: &Open) -> device::Options {
+    device::Options { read_only: open.read_only, cache: open.cache.into(), incoming: open.incoming }
 }
 
-fn load(file: &TableFile, name: &str, options: &disk::Options, registry: &mut Registry) -> Result<Loaded, String> {
-    disk::load(file, name, options, registry).map_err(|diagnostic: Diagnostic| diagnostic.to_string())
-}
-
-/// What to serve, and what to call it where it has no name of its own.
-fn table_file(load: &Load, registry: &mut Registry) -> Result<(TableFile, String), String> {
+/// What to serve, and what to call it where it has no name of its own. Nothing where devices come later.
+fn table_file(args: &Args, registry: &mut Registry) -> Result<Option<(TableFile, String)>, String> {
+    let load = &args.load;
     match (&load.blk_file, &load.table) {
-        (Some(path), _) => whole_file(path, &load.open, registry),
-        (None, Some(path)) => read_table(path, &load.open),
-        (None, None) => Err("vhost-user-dm: neither --table nor --blk-file is given".into()),
+        (Some(path), _) => whole_file(path, &load.open, registry).map(Some),
+        (None, Some(path)) => read_table(path, &load.open).map(Some),
+        (None, None) if args.control_path.is_some() => Ok(None),
+        (None, None) => {
+            Err("vhost-user-dm: neither --table nor --blk-file is given, nor --control-path, by which devices \
+                             can be created later"
+                .into())
+        }
     }
 }
 
 fn whole_file(path: &Path, open: &Open, registry: &mut Registry) -> Result<(TableFile, String), String> {
     let text = path.to_str().ok_or_else(|| format!("vhost-user-dm: {}: the path is not UTF-8", path.display()))?;
-    let options = device::Options { read_only: open.read_only, cache: open.cache.into(), incoming: open.incoming };
+    let options = components(open);
     // The opening, its locks included, ends here and is done again for the chain.
     let component = registry.open(text, None, &options).map_err(|error| {
         let help = error.help().map(|help| format!("\n  = help: {help}")).unwrap_or_default();
@@ -159,9 +176,11 @@ fn read_table(path: &Path, open: &Open) -> Result<(TableFile, String), String> {
 
 fn run_check(table: &Path, open: &Open) -> Result<(), String> {
     let (file, name) = read_table(table, open)?;
-    let options = options(open, Offer::default(), None);
     // Asked what is, it does not wait for what will be: a component of a killed process is refused here.
-    let loaded = load(&file, &name, &options, &mut Registry::new())?;
-    print!("{}", check::report(&loaded));
+    let settings = Settings { components: components(open), ..Settings::default() };
+    let pool = Pool::new(0, Duration::ZERO, Cpus::default());
+    let mapper = Mapper::new(settings, Registry::new(), Arc::new(pool));
+    let warnings = mapper.start(&file, &name).map_err(|diagnostic| diagnostic.to_string())?;
+    print!("{}", check::report(&mapper.started(), &warnings));
     Ok(())
 }

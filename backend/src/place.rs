@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::activation::Passed;
 use crate::args::Listen;
-use crate::disk::{Disk, Loaded};
+use crate::mapper::Started;
 
 /// Where a disk is served.
 #[derive(Debug, PartialEq, Eq)]
@@ -90,7 +90,8 @@ pub enum PlaceError {
     },
 }
 
-/// Gives each disk that is to be served its place. `passed` are the sockets of socket activation, where no flag says where.
+/// Gives each device that is to be served its place; the numbers are indices of `started`. `passed` are the sockets of socket
+/// activation, where no flag says where.
 ///
 /// # Errors
 /// See [`PlaceError`].
@@ -99,31 +100,27 @@ pub fn places(
     passed: &[Passed],
     device: Option<&str>,
     serial: bool,
-    loaded: Loaded,
-) -> Result<Vec<(Disk, Place)>, PlaceError> {
+    started: &[Started],
+) -> Result<Vec<(usize, Place)>, PlaceError> {
     if let Some(dir) = &listen.socket_dir {
         std::fs::create_dir_all(dir).map_err(|source| PlaceError::Directory { path: dir.clone(), source })?;
-        let path = |disk: Disk| {
-            let path = dir.join(format!("{}.sock", disk.name));
-            (disk, Place::Path(path))
-        };
-        return Ok(loaded.disks.into_iter().map(path).collect());
+        let path = |(index, started): (usize, &Started)| (index, Place::Path(dir.join(&started.socket)));
+        return Ok(started.iter().enumerate().map(path).collect());
     }
-    let names: Vec<&str> = loaded.disks.iter().map(|disk| disk.name.as_str()).collect();
-    let offered = Offered { names: &names, tops: &loaded.tops };
+    let names: Vec<&str> = started.iter().map(|started| started.name.as_str()).collect();
+    let tops: Vec<usize> = (0..started.len()).filter(|index| started[*index].top).collect();
+    let offered = Offered { names: &names, tops: &tops };
     let chosen = match (&listen.socket_path, listen.fd) {
         (Some(path), _) => vec![(offered.one(device)?, Place::Path(path.clone()))],
         (None, Some(fd)) => vec![(offered.one(device)?, Place::Fd(fd))],
         (None, None) => offered.activated(passed, device, serial)?,
     };
-    for &top in &loaded.tops {
+    for &top in &tops {
         if device.is_none() && chosen.iter().all(|(index, _)| *index != top) {
             log::warn!("{}: no socket is passed for it; it is not served", names[top]);
         }
     }
-    let mut disks: Vec<Option<Disk>> = loaded.disks.into_iter().map(Some).collect();
-    let take = |(index, place): (usize, Place)| disks.get_mut(index)?.take().map(|disk| (disk, place));
-    Ok(chosen.into_iter().filter_map(take).collect())
+    Ok(chosen)
 }
 
 /// Devices of a table file, and which of them no other lies on.

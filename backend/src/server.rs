@@ -1,15 +1,15 @@
 //! One disk on one socket: front ends are taken one after the other, each for a session of its own.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vhost::vhost_user::Error::Disconnected;
 use vhost_user_backend::Error::HandleRequest;
 use vhost_user_backend::VhostUserDaemon;
 
-use crate::daemon::terminate;
 use crate::disk::Disk;
 use crate::frontend::Session;
 use crate::frontend::interposer::Interposer;
@@ -29,6 +29,10 @@ pub struct Server {
     pool: Arc<Pool>,
     private: Private,
     current: Mutex<Current>,
+    // Wakes the thread that waits for a connection when there will be none.
+    end: OwnedFd,
+    // Called when a front end has left.
+    left: Box<dyn Fn() + Send + Sync>,
 }
 
 #[derive(Default)]
@@ -40,21 +44,26 @@ struct Current {
 }
 
 impl Server {
+    /// `left` is called whenever a front end has left.
+    ///
     /// # Errors
     /// No place for the socket to the protocol's daemon.
-    pub fn new(disk: Disk, pool: Arc<Pool>) -> Result<Server, SocketError> {
-        Ok(Server { disk: Arc::new(disk), pool, private: Private::new()?, current: Mutex::default() })
+    pub fn new(disk: Arc<Disk>, pool: Arc<Pool>, left: Box<dyn Fn() + Send + Sync>) -> Result<Server, SocketError> {
+        let failed = |source: io::Error| SocketError::Io { doing: "wait on", path: "an eventfd".into(), source };
+        let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|errno| failed(errno.into()))?;
+        Ok(Server { disk, pool, private: Private::new()?, current: Mutex::default(), end, left })
     }
 
-    /// What it serves.
-    pub fn disk(&self) -> &Disk {
-        &self.disk
+    /// The session of the front end that is being served.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.current().session.clone()
     }
 
     /// Serves whoever connects to `listener`, until [`Server::close`].
     pub fn accept(&self, listener: &UnixListener) {
         loop {
-            if let Err(error) = poll(&mut [PollFd::new(listener, PollFlags::IN)], None)
+            let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.end, PollFlags::IN)];
+            if let Err(error) = poll(&mut fds, None)
                 && error != rustix::io::Errno::INTR
             {
                 self.nap("wait for a connection", &error.into());
@@ -83,13 +92,9 @@ impl Server {
         }
     }
 
-    /// Serves the front end that is connected already; the process ends with it.
-    pub fn connected(&self, front: UnixStream) {
-        if let Ok(Some((front, session))) = self.begin(|| Some(front))
-            && self.serve(&front, &session)
-        {
-            terminate();
-        }
+    /// Serves the front end that is connected already, to its end; `false` if it was ended by [`Server::close`].
+    pub fn connected(&self, front: UnixStream) -> bool {
+        matches!(self.begin(|| Some(front)), Ok(Some((front, session))) if self.serve(&front, &session))
     }
 
     /// No connection is taken any more: one that waits is there for whoever has the socket next. Returns the session of the
@@ -97,7 +102,23 @@ impl Server {
     pub fn close(&self) -> Option<Arc<Session>> {
         let mut current = self.current();
         current.closed = true;
+        self.wake();
         current.session.take()
+    }
+
+    /// The same if nobody is being served; `false` if somebody is.
+    pub fn close_if_idle(&self) -> bool {
+        let mut current = self.current();
+        let idle = current.session.is_none();
+        if idle {
+            current.closed = true;
+            self.wake();
+        }
+        idle
+    }
+
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
     }
 
     fn current(&self) -> std::sync::MutexGuard<'_, Current> {
@@ -118,8 +139,8 @@ impl Server {
 
     /// Serves a front end to its end; `false` when no other may follow.
     fn serve(&self, front: &UnixStream, session: &Arc<Session>) -> bool {
-        let name = &self.disk.name;
-        let limiters = &self.disk.chain.limiters;
+        let name = self.disk.name();
+        let limiters = &self.disk.limiters;
         let ended = self.start(front, session).map(|(mut daemon, back)| {
             limited!(limiters.visits, info, "{name}: a front end has connected");
             let interposed = Interposer::new(front, &back, session).run();
@@ -130,6 +151,7 @@ impl Server {
         if self.current().session.take().is_none() {
             return false;
         }
+        (self.left)();
         match ended {
             Some((Err(error), _)) => {
                 limited!(limiters.control, warn, "{name}: the front end was disconnected: {error}")
@@ -158,9 +180,9 @@ impl Server {
             match started {
                 Ok(started) => return Some(started),
                 Err(error) => {
-                    let name = &self.disk.name;
+                    let name = self.disk.name();
                     limited!(
-                        self.disk.chain.limiters.control,
+                        self.disk.limiters.control,
                         error,
                         "{name}: cannot serve a front end: {error}; trying again"
                     );
@@ -173,7 +195,7 @@ impl Server {
     }
 
     fn nap(&self, doing: &str, error: &io::Error) {
-        limited!(self.disk.chain.limiters.control, error, "{}: cannot {doing}: {error}; trying again", self.disk.name);
+        limited!(self.disk.limiters.control, error, "{}: cannot {doing}: {error}; trying again", self.disk.name());
         let _ = poll(&mut [], Some(&AGAIN));
     }
 }

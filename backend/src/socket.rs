@@ -18,6 +18,22 @@ pub struct OwnedPath {
 /// Device, inode and the time it was made, where the file system tells: an inode number is soon used again.
 type Identity = (u64, u64, Option<std::time::SystemTime>);
 
+impl OwnedPath {
+    /// Gives the socket another path; who is connected stays so. Nothing that stands there is replaced.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn move_to(&mut self, path: &Path) -> Result<(), SocketError> {
+        let failed = |source: io::Error| SocketError::Io { doing: "move the socket to", path: path.to_owned(), source };
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(rustix::fs::CWD, &self.path, rustix::fs::CWD, path, flags)
+            .map_err(|errno| failed(errno.into()))?;
+        self.path = path.to_owned();
+        self.identity = identity(path).map_err(failed)?;
+        Ok(())
+    }
+}
+
 impl Drop for OwnedPath {
     fn drop(&mut self) {
         // Someone may have put another socket there meanwhile; that one is theirs.

@@ -116,6 +116,14 @@ pub struct Component {
 }
 
 impl Component {
+    /// Whole sectors of the device now; `size` is what it had when it was opened.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn current_size(&self) -> std::io::Result<Sectors> {
+        super::facts::size_in_bytes(&self.file()).map(Sectors::from_bytes_floor)
+    }
+
     /// One line for people: `disk.img: file, 40960 sectors, 512-byte blocks, direct (512-byte buffers),
     /// discard by hole punching, read-write`.
     pub fn describe(&self) -> String {

@@ -5,25 +5,25 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::chain::Chain;
 use crate::device::OpenError;
+use crate::disk::Disk;
 use crate::guest::{DirtyLog, Guest, Inflight, LogError, Record, RingError, SplitRing};
-use crate::hold::Hold;
 use crate::limit::Limiter;
 use crate::limited;
-use crate::request::ID_LEN;
+use crate::map::DevIx;
 use crate::worker::Worker;
+use crate::worker::ops::UnderWay;
 use crate::worker::pool::Pool;
 use crate::worker::queue::{Setup, signal_error};
 
 /// What all queues of a session share.
 pub struct Shared {
     /// What is served.
-    pub chain: Arc<Chain>,
-    /// Answer to GET_ID.
-    pub serial: [u8; ID_LEN],
+    pub disk: Arc<Disk>,
     /// The guest's memory as the front end set it last.
     pub guest: Mutex<Option<Arc<Guest>>>,
     /// Where requests under way are recorded, if the front end keeps such a place.
@@ -32,8 +32,6 @@ pub struct Shared {
     pub log: Mutex<Option<Arc<DirtyLog>>>,
     /// Writes are complete only when they are on stable storage.
     pub write_through: Arc<AtomicBool>,
-    /// Whether the components are ours to write.
-    pub hold: Arc<Hold>,
     /// Where workers come from.
     pub pool: Arc<Pool>,
     /// The process ends: nothing may start any more.
@@ -57,8 +55,9 @@ pub struct RingConfig {
     pub event_idx: bool,
 }
 
+/// What the front end has set up of a queue, and who serves it.
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     ready: bool,
     enabled: bool,
     kick: Option<File>,
@@ -66,8 +65,8 @@ struct State {
     err: Option<File>,
     config: Option<RingConfig>,
     worker: Option<Arc<Worker>>,
-    // The worker's number of the queue that it serves.
-    running: Option<u32>,
+    // The worker's number of the queue that it serves, and what of.
+    running: Option<(u32, Arc<Chain>)>,
     // Where the queue stopped, until it is started again or the front end says where to go on. The protocol's own copy of
     // the index is that of the last SET_VRING_BASE.
     stopped_at: Option<u16>,
@@ -153,7 +152,7 @@ impl QueueControl {
     }
 
     fn steer(&self, state: &mut State, config: RingConfig) -> Option<u16> {
-        match (state.wanted(), state.running) {
+        match (state.wanted(), &state.running) {
             (true, None) => {
                 let base = state.stopped_at.unwrap_or(config.base);
                 state.config = Some(RingConfig { base, ..config });
@@ -184,8 +183,8 @@ impl QueueControl {
     pub fn set_call(&self, call: Option<File>) {
         self.never_wait(call.as_ref());
         let mut state = self.state();
-        if let (Some(worker), Some(queue)) = (&state.worker, state.running)
-            && let Err(error) = worker.set_call(queue, self.dup(call.as_ref()))
+        if let (Some(worker), Some((queue, _))) = (&state.worker, &state.running)
+            && let Err(error) = worker.set_call(*queue, self.dup(call.as_ref()))
         {
             limited!(self.limiter(), error, "{}: {error}", self.name());
         }
@@ -243,6 +242,32 @@ impl QueueControl {
         }
     }
 
+    /// Has the worker take no more requests. Until the lock is let go nobody else steers the queue; the receiver tells when
+    /// nothing is under way. `None` if the queue is not being served.
+    pub(super) fn hold(&self) -> Option<(&QueueControl, MutexGuard<'_, State>, Receiver<()>)> {
+        let state = self.state();
+        let (Some(worker), Some((queue, _))) = (&state.worker, &state.running) else { return None };
+        let rest = worker.hold(*queue).unwrap_or_else(|_| channel().1);
+        Some((self, state, rest))
+    }
+
+    /// Goes on after [`QueueControl::hold`].
+    pub(super) fn go(&self, state: &State) {
+        if let (Some(worker), Some((queue, _))) = (&state.worker, &state.running)
+            && let Err(error) = worker.go(*queue)
+        {
+            limited!(self.limiter(), error, "{}: {error}", self.name());
+        }
+    }
+
+    /// What component devices have not ended, with their names.
+    pub(super) fn under_way(&self, state: &State) -> Vec<(String, UnderWay)> {
+        let (Some(worker), Some((queue, chain))) = (&state.worker, &state.running) else { return Vec::new() };
+        let name = |op: &UnderWay| chain.components.get(DevIx(op.device)).map_or("?", |component| &component.name);
+        let list = worker.under_way(*queue).unwrap_or_default();
+        list.into_iter().map(|op| (name(&op).to_owned(), op)).collect()
+    }
+
     /// Stops for good: drains, and ends the worker.
     pub fn end(&self) {
         let mut state = self.state();
@@ -251,7 +276,7 @@ impl QueueControl {
     }
 
     fn start(&self, state: &mut State) {
-        if self.shared.closing.load(Ordering::Acquire) {
+        if self.shared.closing.load(Ordering::Acquire) || self.shared.disk.is_blocked() {
             return;
         }
         if let Err(error) = self.try_start(state) {
@@ -279,10 +304,11 @@ impl QueueControl {
             Some(worker) => worker,
             none => none.insert(self.shared.pool.worker(&format!("queue-{}", self.index))?),
         };
+        let chain = self.shared.disk.chain();
         let setup = Setup {
             name: self.name(),
-            chain: self.shared.chain.clone(),
-            serial: self.shared.serial,
+            chain: chain.clone(),
+            serial: self.shared.disk.serial,
             guest,
             ring,
             base,
@@ -293,12 +319,13 @@ impl QueueControl {
             err: self.dup(state.err.as_ref()),
             write_through: self.shared.write_through.clone(),
         };
-        self.shared.hold.enter(&self.shared.chain, || !self.shared.closing.load(Ordering::Acquire))?;
+        let hold = &self.shared.disk.hold;
+        hold.enter(&chain, || !self.shared.closing.load(Ordering::Acquire))?;
         let started = worker.start(setup);
         if started.is_err() {
-            self.shared.hold.leave(&self.shared.chain, false);
+            hold.leave(&chain, false);
         }
-        state.running = Some(started?);
+        state.running = Some((started?, chain));
         state.stopped_at = None;
         log::debug!("{}: served, {} entries, from index {}", self.name(), config.size, base);
         Ok(())
@@ -340,14 +367,14 @@ impl QueueControl {
         used
     }
 
-    fn stop(&self, state: &mut State) -> Option<u16> {
+    pub(super) fn stop(&self, state: &mut State) -> Option<u16> {
         self.drain(state, false)
     }
 
     fn drain(&self, state: &mut State, handed_over: bool) -> Option<u16> {
-        let queue = state.running.take()?;
+        let (queue, chain) = state.running.take()?;
         let next = state.worker.as_ref().map(|worker| worker.stop(queue));
-        self.shared.hold.leave(&self.shared.chain, handed_over);
+        self.shared.disk.hold.leave(&chain, handed_over);
         match next {
             Some(Ok(next)) => {
                 if let Some(config) = &mut state.config {
@@ -382,10 +409,10 @@ impl QueueControl {
     }
 
     fn name(&self) -> String {
-        format!("{}, queue {}", self.shared.chain.name, self.index)
+        format!("{}, queue {}", self.shared.disk.name(), self.index)
     }
 
     fn limiter(&self) -> &Limiter {
-        &self.shared.chain.limiters.control
+        &self.shared.disk.limiters.control
     }
 }

@@ -1,7 +1,7 @@
 //! Stands between a front end and the protocol's daemon, and answers what the daemon cannot.
 //!
-//! `VhostUserDaemon` refuses in-flight tracking and has a bitmap for logging that is not ours (see `guest::log`), and its
-//! message handler cannot be wrapped. So each front end talks to this, which passes every other message on, whole and with
+//! `VhostUserDaemon` refuses in-flight tracking and has a bitmap for logging that is not ours (see `guest::log`), cannot
+//! say that the configuration has changed, and its message handler cannot be wrapped. So each front end talks to this, which passes every other message on, whole and with
 //! its descriptors, and passes the replies back.
 //!
 //! What is answered here is answered in its place: when all messages before it have been handled and their replies passed
@@ -18,6 +18,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use vhost_user_backend::VhostUserBackend;
 
 use super::Session;
+use super::channel::{Channel, ChannelError};
 use super::wire::{Message, WireError, name};
 use crate::guest::{Inflight, InflightError};
 
@@ -86,6 +87,12 @@ pub enum Ended {
         request: FrontendReq,
         /// What is wrong.
         source: InflightError,
+    },
+    /// A channel that is none.
+    #[error("{}: {source}", name(FrontendReq::SET_BACKEND_REQ_FD.into()))]
+    Channel {
+        /// What is wrong.
+        source: ChannelError,
     },
     /// A log that is none.
     #[error("{}: {log}", name(FrontendReq::SET_LOG_BASE.into()), log = .0)]
@@ -237,12 +244,12 @@ impl<'a> Interposer<'a> {
     }
 
     fn handle(&mut self, message: Message) -> Result<(), Ended> {
-        // SET_BACKEND_REQ_FD would be looked at here too; it is not offered, so the daemon refuses it.
         let answer = match FrontendReq::try_from(message.request) {
             Ok(FrontendReq::GET_INFLIGHT_FD) => Self::get_inflight,
             Ok(FrontendReq::SET_INFLIGHT_FD) => Self::set_inflight,
             Ok(FrontendReq::SET_LOG_BASE) => Self::set_log,
             Ok(FrontendReq::SET_LOG_FD) => Self::set_log_fd,
+            Ok(FrontendReq::SET_BACKEND_REQ_FD) => Self::set_channel,
             Ok(FrontendReq::SET_VRING_NUM) if self.ring_size(&message).is_err() => Self::refuse_ring,
             known => {
                 match known {
@@ -348,6 +355,15 @@ impl<'a> Interposer<'a> {
         let offset = u64::from_ne_bytes([i, j, k, l, m, n, o, p]);
         self.session.set_log(file, size, offset).map_err(Ended::Log)?;
         Ok(Some(reply))
+    }
+
+    fn set_channel(&mut self, message: Message) -> Result<Option<Message>, Ended> {
+        let request = FrontendReq::SET_BACKEND_REQ_FD;
+        self.need(request, VhostUserProtocolFeatures::BACKEND_REQ)?;
+        let socket = one_descriptor(request, message.fds)?;
+        let channel = Channel::new(socket.into()).map_err(|source| Ended::Channel { source })?;
+        self.session.set_channel(channel);
+        Ok(None)
     }
 
     /// A descriptor to signal when something was logged. Front ends look at the log without being told; it is let go.

@@ -11,6 +11,7 @@ use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
+use super::channel::Channel;
 use super::config;
 use super::control::{QueueControl, Shared};
 use super::vring::{Memory, Vring, with_queues};
@@ -30,15 +31,15 @@ pub struct Session {
     // The front end's dirty log, in use or not. Locked while what queues share is exchanged: messages come from two threads,
     // the protocol's and the relay's, and neither may resume what the other has paused.
     log: Mutex<Option<Arc<DirtyLog>>>,
+    // The way to the front end, where it has given one.
+    channel: Mutex<Option<Channel>>,
 }
 
 impl Session {
     /// A session with nothing negotiated yet.
     pub fn new(disk: Arc<Disk>, pool: Arc<Pool>) -> Arc<Session> {
         let shared = Arc::new(Shared {
-            chain: disk.chain.clone(),
-            serial: disk.serial,
-            hold: disk.hold.clone(),
+            disk: disk.clone(),
             pool,
             guest: Mutex::new(None),
             inflight: Mutex::new(None),
@@ -54,7 +55,33 @@ impl Session {
             acked: AtomicU64::new(0),
             chosen: AtomicBool::new(false),
             log: Mutex::new(None),
+            channel: Mutex::new(None),
         })
+    }
+
+    /// The way to the front end (SET_BACKEND_REQ_FD).
+    pub fn set_channel(&self, channel: Channel) {
+        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel);
+    }
+
+    /// The disk has another size: the front end is told, if there is a way.
+    pub fn config_changed(&self) {
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        let limiter = &self.disk.limiters.control;
+        match channel.as_ref().map(Channel::config_changed) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                *channel = None;
+                limited!(limiter, warn, "{}: cannot tell the front end of the new size: {error}", self.disk.name());
+            }
+            None => limited!(
+                limiter,
+                warn,
+                "{}: the front end cannot be told of the new size (it offers no VHOST_USER_PROTOCOL_F_BACKEND_REQ); its \
+                 driver sees it when it starts anew",
+                self.disk.name()
+            ),
+        }
     }
 
     /// The protocol's daemon for this session.
@@ -63,7 +90,7 @@ impl Session {
     /// The crate's, when it cannot make its vrings.
     pub fn daemon(self: &Arc<Session>) -> Result<VhostUserDaemon<Arc<Session>>, vhost_user_backend::Error> {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let name = self.shared.chain.name.clone();
+        let name = self.disk.name();
         with_queues(&self.queues, || VhostUserDaemon::new(name, self.clone(), memory))
     }
 
@@ -76,6 +103,7 @@ impl Session {
         *self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.log.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.shared.log.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -133,12 +161,7 @@ impl Session {
         }
         if wanted.is_some() != before.is_some() {
             let now = if wanted.is_some() { "begins" } else { "ends" };
-            limited!(
-                self.shared.chain.limiters.control,
-                info,
-                "{}: the front end {now} to log dirty pages",
-                self.shared.chain.name
-            );
+            limited!(self.disk.limiters.control, info, "{}: the front end {now} to log dirty pages", self.disk.name());
         }
         // A queue that starts in between has the new one already.
         *in_use() = wanted;
@@ -150,8 +173,19 @@ impl Session {
         }
     }
 
+    /// Its queues, for [`super::quiesce`].
+    pub(super) fn queues(&self) -> impl Iterator<Item = &QueueControl> {
+        self.queues.iter().map(Arc::as_ref)
+    }
+
+    /// Queues that are ready and rest go on, if the disk is not blocked.
+    pub fn go_on(&self) {
+        let _exchanging = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        self.queues.iter().for_each(|queue| queue.resume());
+    }
+
     fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
-        limited!(self.shared.chain.limiters.control, error, "{}: {error}", self.shared.chain.name);
+        limited!(self.disk.limiters.control, error, "{}: {error}", self.disk.name());
         io::Error::other(error)
     }
 
@@ -195,7 +229,7 @@ impl VhostUserBackend for Session {
     }
 
     fn features(&self) -> u64 {
-        config::features(&self.shared.chain)
+        config::features(&self.disk.chain())
     }
 
     fn acked_features(&self, features: u64) {
@@ -211,7 +245,8 @@ impl VhostUserBackend for Session {
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::RESET_DEVICE
-            // The interposer's: the crate knows neither.
+            // The interposer's: the crate knows little of them.
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::LOG_SHMFD
     }
@@ -228,7 +263,7 @@ impl VhostUserBackend for Session {
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let space = config::space(&self.shared.chain, self.disk.offer, self.writeback());
+        let space = config::space(&self.disk.chain(), self.disk.offer, self.writeback());
         config::window(&space, offset, size)
     }
 
@@ -249,19 +284,19 @@ impl VhostUserBackend for Session {
                 }
                 self.choose_cache_mode();
                 limited!(
-                    self.shared.chain.limiters.control,
+                    self.disk.limiters.control,
                     info,
                     "{}: the driver chose {}",
-                    self.shared.chain.name,
+                    self.disk.name(),
                     if write_through { "write-through" } else { "write-back" }
                 );
             }
             _ => {
                 limited!(
-                    self.shared.chain.limiters.control,
+                    self.disk.limiters.control,
                     warn,
                     "{}: a write of {} bytes at offset {offset} of the configuration space is ignored",
-                    self.shared.chain.name,
+                    self.disk.name(),
                     buf.len()
                 );
             }

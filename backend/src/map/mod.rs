@@ -157,6 +157,20 @@ impl Map {
         build::build(source, table, read_only, resolve)
     }
 
+    /// The same map, at least so many sectors long: what lies beyond its end fails. For a map that others lie on and that
+    /// has become shorter.
+    pub fn padded(&self, len: Sectors) -> Map {
+        let mut map = self.clone();
+        if len.get() <= self.end || self.segments.len() >= MAX_SEGMENTS {
+            return map;
+        }
+        map.starts = self.starts.iter().copied().chain([self.end]).collect();
+        map.segments = self.segments.iter().cloned().chain([Segment::Error]).collect();
+        map.end = len.get();
+        map.index = Index::new(&map.starts, map.end);
+        map
+    }
+
     /// The size of the disk in sectors.
     #[inline]
     pub fn len(&self) -> Sectors {

@@ -38,6 +38,11 @@ impl DmError {
         nix::errno::Errno::from_raw(self.errno).desc().to_owned()
     }
 
+    /// The errno that has this symbol.
+    pub(super) fn number(symbol: &str) -> Option<i32> {
+        (1..=133).find(|errno| DmError::new(*errno).symbol() == symbol)
+    }
+
     /// The errno's symbol.
     pub fn symbol(&self) -> String {
         format!("{:?}", nix::errno::Errno::from_raw(self.errno))

@@ -1,12 +1,45 @@
 //! The devices of a process, each with an active and an inactive table: dm's second half.
+//!
+//! The verbs are the kernel's ioctls (dm-ioctl.c), with its errors. A verb that changes a device claims it, and whatever lies on
+//! it where that changes too; the lock on the devices themselves is never held while something may wait.
 
+mod device;
 mod error;
+mod serve;
+mod start;
+mod swap;
+mod table;
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dm_table::Source;
 
 pub use error::DmError;
+pub use start::Started;
 
+use crate::chain::Chain;
 use crate::control::schema::{self, Info, Which};
+use crate::device::{self as component, Registry, Slots};
+use crate::disk::Disk;
+use crate::frontend::config::Offer;
+use crate::map::Map;
+use crate::worker::pool::Pool;
+use device::{Device, Devices};
+use table::{Ground, Table};
+
+/// Major number of our devices. No block device has it, so that a table that we print can never mean one of this machine's.
+pub const MAJOR: u32 = 0;
+/// Largest minor number: the kernel has 20 bits for it.
+const MAX_MINOR: u32 = (1 << 20) - 1;
+/// Longest name, in bytes.
+const NAME_LEN: usize = 127;
+/// Longest uuid, in bytes.
+const UUID_LEN: usize = 128;
+/// Time between two looks at whether a caller who waits for a device is still there.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Who waits for a verb that may take long.
 pub trait Caller {
@@ -26,9 +59,6 @@ impl Caller for Patient {
     fn tell(&self, _: &schema::Waiting) {}
 }
 
-/// See the module's text.
-pub struct Mapper;
-
 /// Waits for an event of a device.
 pub struct Waiter {
     /// An eventfd that becomes readable when the event has come or the device is gone.
@@ -38,111 +68,383 @@ pub struct Waiter {
 /// Result of a verb.
 pub type Verb<T> = Result<T, DmError>;
 
+/// How the devices of a process are made and served.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// How component devices are opened.
+    pub components: component::Options,
+    /// Queues and ring size.
+    pub offer: Offer,
+    /// Answer to GET_ID; by default the uuid, or the name.
+    pub serial: Option<String>,
+    /// Where devices that are created get a socket.
+    pub socket_dir: Option<PathBuf>,
+}
+
+/// See the module's text.
+pub struct Mapper {
+    devices: Mutex<Devices>,
+    // Something is no longer busy.
+    free: Condvar,
+    components: Mutex<(Registry, Slots)>,
+    settings: Settings,
+    pool: Arc<Pool>,
+    myself: std::sync::Weak<Mapper>,
+}
+
+/// Devices that a verb has for itself; dropped, others may have them.
+struct Claim<'a> {
+    mapper: &'a Mapper,
+    minors: Vec<u32>,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut devices = self.mapper.devices();
+        let mut going = Vec::new();
+        for minor in &self.minors {
+            if let Ok(device) = devices.get_mut(*minor) {
+                device.busy = false;
+                going.extend(device.deferred_remove.then_some(*minor));
+            }
+        }
+        drop(devices);
+        self.mapper.free.notify_all();
+        // Its last user may have left meanwhile.
+        going.into_iter().for_each(|minor| self.mapper.left(minor));
+    }
+}
+
 impl Mapper {
+    /// No devices yet.
+    pub fn new(settings: Settings, registry: Registry, pool: Arc<Pool>) -> Arc<Mapper> {
+        Arc::new_cyclic(|myself| Mapper {
+            devices: Mutex::default(),
+            free: Condvar::new(),
+            components: Mutex::new((registry, Slots::default())),
+            settings,
+            pool,
+            myself: myself.clone(),
+        })
+    }
+
+    fn devices(&self) -> MutexGuard<'_, Devices> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a device, and those that `more` names, for a verb. Waits for verbs that have them.
+    fn claim(
+        &self,
+        which: &Which,
+        caller: &dyn Caller,
+        more: impl Fn(&Devices, u32) -> Vec<u32>,
+    ) -> Verb<(u32, Claim<'_>)> {
+        let mut devices = self.devices();
+        loop {
+            let minor = devices.find(which)?;
+            let minors = more(&devices, minor);
+            let busy = |minor: &u32| devices.all.get(minor).is_some_and(|device| device.busy);
+            if !minors.iter().any(busy) {
+                for minor in &minors {
+                    devices.get_mut(*minor)?.busy = true;
+                }
+                return Ok((minor, Claim { mapper: self, minors }));
+            }
+            devices = self.free.wait_timeout(devices, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            if caller.gone() {
+                return Err(DmError::new(libc::EINTR));
+            }
+        }
+    }
+
+    fn claim_one(&self, which: &Which, caller: &dyn Caller) -> Verb<(u32, Claim<'_>)> {
+        self.claim(which, caller, |_, minor| vec![minor])
+    }
+
     /// DM_DEV_CREATE.
     ///
     /// # Errors
     /// Name or uuid in use (EBUSY), or not possible (EINVAL).
-    pub fn create(&self, _new: &schema::Create) -> Verb<Info> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn create(&self, new: &schema::Create) -> Verb<Info> {
+        check_name(&new.name)?;
+        if let Some(uuid) = &new.uuid {
+            check_uuid(uuid)?;
+        }
+        let mut devices = self.devices();
+        let taken = |device: &Device| {
+            device.name == new.name
+                || (new.uuid.is_some() && device.uuid == new.uuid)
+                || Some(device.minor) == new.minor
+        };
+        if devices.closed || devices.all.values().any(taken) {
+            return Err(DmError::new(libc::EBUSY));
+        }
+        let minor = match new.minor {
+            Some(minor) if minor > MAX_MINOR => return Err(DmError::new(libc::EINVAL)),
+            Some(minor) => minor,
+            None => (0..=MAX_MINOR)
+                .find(|minor| !devices.all.contains_key(minor))
+                .ok_or_else(|| DmError::new(libc::EBUSY))?,
+        };
+        devices.all.insert(minor, self.device(new, minor)?);
+        devices.info(minor)
     }
 
-    /// DM_DEV_REMOVE.
-    ///
-    /// # Errors
-    /// No such device (ENXIO), in use (EBUSY).
-    pub fn remove(&self, _remove: &schema::Remove, _caller: &dyn Caller) -> Verb<schema::Removed> {
-        Err(DmError::new(libc::ENOSYS))
+    fn device(&self, new: &schema::Create, minor: u32) -> Verb<Device> {
+        let shown = dm_table::unmangle(&new.name);
+        let serial = self.settings.serial.as_deref().or(new.uuid.as_deref()).unwrap_or(&shown).to_owned();
+        let nothing = dm_table::Table::default();
+        let (map, _) = Map::build(&Source::new("", ""), &nothing, false, &mut |_| Err(table::none()))
+            .map_err(|diagnostic| table::refused(minor, &diagnostic))?;
+        let events = Arc::<crate::event::Events>::default();
+        let chain = Chain {
+            name: shown,
+            map: Arc::new(map),
+            components: Default::default(),
+            read_only: false,
+            limiters: Arc::default(),
+            events: events.clone(),
+        };
+        let incoming = self.settings.components.incoming;
+        Ok(Device {
+            minor,
+            name: new.name.clone(),
+            uuid: new.uuid.clone(),
+            disk: Arc::new(Disk::new(chain, &serial, self.settings.offer, incoming)),
+            events,
+            active: None,
+            inactive: None,
+            suspended: None,
+            deferred_remove: false,
+            busy: false,
+            serving: None,
+        })
     }
 
     /// DM_DEV_RENAME.
     ///
     /// # Errors
     /// No such device (ENXIO), name in use (EBUSY), uuid set already (EINVAL).
-    pub fn rename(&self, _rename: &schema::Rename) -> Verb<Info> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn rename(&self, rename: &schema::Rename) -> Verb<Info> {
+        let (minor, _claim) = self.claim_one(&rename.which, &Patient).map_err(|error| match (error.errno, rename) {
+            (libc::ENXIO, schema::Rename { which: Which { name: Some(old), .. }, name: Some(name), .. }) => {
+                error.kernel(format!("ioctl: Unable to rename non-existent device, {old} to {name}"))
+            }
+            _ => error,
+        })?;
+        match (&rename.name, &rename.uuid) {
+            (Some(name), None) => self.set_name(minor, name),
+            (None, Some(uuid)) => self.set_uuid(minor, uuid),
+            _ => Err(DmError::new(libc::EINVAL).detail("either a new name or a uuid")),
+        }
+    }
+
+    fn set_name(&self, minor: u32, name: &str) -> Verb<Info> {
+        check_name(name)?;
+        let mut devices = self.devices();
+        let old = devices.get(minor)?.name.clone();
+        if devices.all.values().any(|device| device.name == name) {
+            return Err(DmError::new(libc::EBUSY).kernel(format!(
+                "ioctl: Unable to change name on mapped device {old} to one that already exists: {name}"
+            )));
+        }
+        let path = self.settings.socket_dir.as_deref().map(|dir| serve::socket_path(dir, name));
+        let device = devices.get_mut(minor)?;
+        if let (Some(serving), Some(path)) = (&mut device.serving, path) {
+            serving.move_to(&path).map_err(|error| serve::unservable(&error))?;
+        }
+        device.name = name.to_owned();
+        let chain = device.disk.chain();
+        device.disk.exchange(Arc::new(chain.renamed(dm_table::unmangle(name))));
+        device.events.raise();
+        devices.info(minor)
+    }
+
+    fn set_uuid(&self, minor: u32, uuid: &str) -> Verb<Info> {
+        check_uuid(uuid)?;
+        let mut devices = self.devices();
+        let device = devices.get(minor)?;
+        if let Some(set) = &device.uuid {
+            return Err(DmError::new(libc::EINVAL).kernel(format!(
+                "ioctl: Unable to change uuid of mapped device {} to {uuid} because uuid is already set to {set}",
+                device.name
+            )));
+        }
+        if devices.all.values().any(|device| device.uuid.as_deref() == Some(uuid)) {
+            return Err(DmError::new(libc::EBUSY).kernel(format!(
+                "ioctl: Unable to change uuid on mapped device {} to one that already exists: {uuid}",
+                device.name
+            )));
+        }
+        devices.get_mut(minor)?.uuid = Some(uuid.to_owned());
+        devices.info(minor)
     }
 
     /// DM_TABLE_LOAD.
     ///
     /// # Errors
     /// What is wrong with the table or its devices.
-    pub fn load(&self, _load: &schema::Load, _caller: &dyn Caller) -> Verb<schema::Loaded> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn load(&self, load: &schema::Load, caller: &dyn Caller) -> Verb<schema::Loaded> {
+        let (minor, _claim) = self.claim_one(&load.which, caller)?;
+        let source = Arc::new(Source::new(load.source.as_deref().unwrap_or("table"), load.table.as_str()));
+        let file = dm_table::parse(source.clone(), dm_table::Format::Plain);
+        let mut file = file.map_err(|diagnostic| table::refused(minor, &diagnostic))?;
+        let text = match (file.devices.pop(), file.devices.is_empty()) {
+            (Some(device), true) if !device.table.is_empty() => device.table,
+            (None | Some(_), true) => {
+                return Err(DmError::new(libc::EINVAL)
+                    .kernel("ioctl: No targets specified")
+                    .detail("a line is `START LENGTH TARGET ARGUMENTS`, for example `0 2048 linear disk.img 0`"));
+            }
+            _ => return Err(DmError::new(libc::EINVAL).detail("the table is of several devices")),
+        };
+        let directory = table::directory(load.directory.as_deref());
+        let mut table = self
+            .build(minor, (source, text), load.read_only, directory)
+            .map_err(|diagnostic| table::refused(minor, &diagnostic).kernel("ioctl: error adding target to table"))?;
+        table.force = load.force;
+        let warnings = std::mem::take(&mut table.warnings);
+        let mut devices = self.devices();
+        for lower in table.lowers() {
+            // One that was removed meanwhile.
+            devices.get(lower)?;
+        }
+        // Dropped without the lock: files may be closed.
+        let old = devices.get_mut(minor)?.inactive.replace(Arc::new(table));
+        let info = devices.info(minor)?;
+        drop(devices);
+        drop(old);
+        Ok(schema::Loaded { warnings, info })
+    }
+
+    fn build(
+        &self,
+        minor: u32,
+        text: (Arc<Source>, dm_table::Table),
+        read_only: bool,
+        directory: Option<PathBuf>,
+    ) -> Result<Table, dm_table::Diagnostic> {
+        let (mapped, held) = {
+            let devices = self.devices();
+            (devices.mapped(minor), devices.get(minor).is_ok_and(|device| device.disk.hold.is_held()))
+        };
+        let settings = self.settings.components;
+        let options = component::Options {
+            read_only: read_only || settings.read_only,
+            // What a guest has that runs here is locked when it is opened.
+            incoming: settings.incoming && !held,
+            ..settings
+        };
+        let mut components = self.components.lock().unwrap_or_else(PoisonError::into_inner);
+        let (registry, slots) = &mut *components;
+        Table::build(text, &mapped, &mut Ground { registry, slots, options, directory })
     }
 
     /// DM_TABLE_CLEAR.
     ///
     /// # Errors
     /// No such device (ENXIO).
-    pub fn clear(&self, _which: &Which) -> Verb<Info> {
-        Err(DmError::new(libc::ENOSYS))
-    }
-
-    /// DM_DEV_SUSPEND with DM_SUSPEND_FLAG.
-    ///
-    /// # Errors
-    /// No such device (ENXIO), caller gone (EINTR).
-    pub fn suspend(&self, _suspend: &schema::Suspend, _caller: &dyn Caller) -> Verb<Info> {
-        Err(DmError::new(libc::ENOSYS))
-    }
-
-    /// DM_DEV_SUSPEND without DM_SUSPEND_FLAG.
-    ///
-    /// # Errors
-    /// No such device (ENXIO), the new table cannot be used (EINVAL ...), caller gone (EINTR).
-    pub fn resume(&self, _resume: &schema::Resume, _caller: &dyn Caller) -> Verb<schema::Resumed> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn clear(&self, which: &Which) -> Verb<Info> {
+        let (minor, _claim) = self.claim_one(which, &Patient)?;
+        let old = self.devices().get_mut(minor)?.inactive.take();
+        drop(old);
+        self.devices().info(minor)
     }
 
     /// DM_TARGET_MSG.
     ///
     /// # Errors
     /// As the kernel's (EINVAL).
-    pub fn message(&self, _message: &schema::Message) -> Verb<schema::Reply> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn message(&self, message: &schema::Message) -> Verb<schema::Reply> {
+        let devices = self.devices();
+        let minor = devices.find(&message.which)?;
+        let invalid = |why: String| Err(DmError::new(libc::EINVAL).kernel(why));
+        let Some(first) = message.args.first() else { return invalid("ioctl: Empty message received.".into()) };
+        if first == "@cancel_deferred_remove" && message.args.len() == 1 {
+            drop(devices);
+            self.devices().get_mut(minor)?.deferred_remove = false;
+            return Ok(schema::Reply::default());
+        }
+        if first.starts_with('@') {
+            return invalid(format!("ioctl: Unsupported message sent to DM core: {first}"));
+        }
+        match &devices.get(minor)?.active {
+            None => invalid("ioctl: The device has no table.".into()),
+            Some(table) if message.sector >= table.len().get() => {
+                invalid("ioctl: Target message sector outside device.".into())
+            }
+            Some(_) => invalid("ioctl: Target type does not support messages".into()),
+        }
     }
 
     /// DM_DEV_STATUS.
     ///
     /// # Errors
     /// No such device (ENXIO).
-    pub fn info(&self, _which: &Which) -> Verb<Info> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn info(&self, which: &Which) -> Verb<Info> {
+        let devices = self.devices();
+        devices.info(devices.find(which)?)
     }
 
     /// DM_LIST_DEVICES, with what DM_DEV_STATUS says of each.
     pub fn list(&self) -> Vec<Info> {
-        Vec::new()
+        let devices = self.devices();
+        devices.all.keys().filter_map(|minor| devices.info(*minor).ok()).collect()
     }
 
     /// DM_TABLE_STATUS with DM_STATUS_TABLE_FLAG.
     ///
     /// # Errors
     /// No such device (ENXIO).
-    pub fn table(&self, _query: &schema::Query) -> Verb<Vec<schema::Line>> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn table(&self, query: &schema::Query) -> Verb<Vec<schema::Line>> {
+        let (_, table, _) = self.queried(query)?;
+        Ok(table.map(|table| table.print(&Devices::number)).unwrap_or_default())
     }
 
     /// DM_TABLE_STATUS.
     ///
     /// # Errors
     /// No such device (ENXIO).
-    pub fn status(&self, _query: &schema::Query) -> Verb<Vec<schema::Line>> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn status(&self, query: &schema::Query) -> Verb<Vec<schema::Line>> {
+        let (_, table, chain) = self.queried(query)?;
+        let chain = chain.filter(|_| !query.inactive);
+        Ok(table.map(|table| table.status(chain.as_deref(), &Devices::number)).unwrap_or_default())
     }
 
     /// DM_TABLE_DEPS.
     ///
     /// # Errors
     /// No such device (ENXIO).
-    pub fn deps(&self, _query: &schema::Query) -> Verb<Vec<schema::Dep>> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn deps(&self, query: &schema::Query) -> Verb<Vec<schema::Dep>> {
+        let (names, table, _) = self.queried(query)?;
+        let name = |minor: u32| names.get(&minor).cloned().unwrap_or_else(|| Devices::number(minor));
+        Ok(table.map(|table| table.deps(&name)).unwrap_or_default())
+    }
+
+    /// A table, out of the lock; and names of devices by their numbers.
+    #[allow(clippy::type_complexity)]
+    fn queried(
+        &self,
+        query: &schema::Query,
+    ) -> Verb<(std::collections::BTreeMap<u32, String>, Option<Arc<Table>>, Option<Arc<Chain>>)> {
+        let devices = self.devices();
+        let device = devices.get(devices.find(&query.which)?)?;
+        let table = if query.inactive { &device.inactive } else { &device.active };
+        let names = devices.all.values().map(|device| (device.minor, device.name.clone())).collect();
+        Ok((names, table.clone(), Some(device.disk.chain())))
     }
 
     /// DM_LIST_VERSIONS.
     pub fn targets(&self) -> Vec<schema::TargetType> {
-        Vec::new()
+        let version = |name: &str| match name {
+            "linear" => [1, 4, 0],
+            "striped" => [1, 6, 0],
+            "zero" => [1, 2, 0],
+            "error" => [1, 7, 0],
+            _ => [1, 0, 0],
+        };
+        let types = dm_table::target_types();
+        types.map(|name| schema::TargetType { name: name.to_owned(), version: version(name) }).collect()
     }
 
     /// DM_DEV_WAIT: a waiter that is ready when the device's event number is above the one asked for; [`Mapper::info`] then
@@ -150,8 +452,13 @@ impl Mapper {
     ///
     /// # Errors
     /// No such device (ENXIO).
-    pub fn wait(&self, _wait: &schema::Wait) -> Verb<Waiter> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn wait(&self, wait: &schema::Wait) -> Verb<Waiter> {
+        let events = {
+            let devices = self.devices();
+            devices.get(devices.find(&wait.which)?)?.events.clone()
+        };
+        let ready = events.wait(wait.event_nr).map_err(|error| system(&error))?;
+        Ok(Waiter { ready })
     }
 
     /// What the devices are doing.
@@ -162,3 +469,35 @@ impl Mapper {
         Err(DmError::new(libc::ENOSYS))
     }
 }
+
+fn system(error: &std::io::Error) -> DmError {
+    DmError::new(error.raw_os_error().unwrap_or(libc::EIO)).detail(error.to_string())
+}
+
+/// As the kernel checks it, and that nothing else than a name's own bytes is in it: it becomes a file's name.
+fn check_name(name: &str) -> Verb<()> {
+    let invalid = |why: String| Err(DmError::new(libc::EINVAL).kernel(format!("ioctl: {why}")));
+    match name {
+        "" => invalid("name not supplied when creating device".into()),
+        "control" | "." | ".." => invalid("device name cannot be \"control\", \".\", or \"..\"".into()),
+        _ if name.contains('/') => invalid("device name cannot contain '/'".into()),
+        _ if name.len() > NAME_LEN => invalid(format!("a name has at most {NAME_LEN} bytes")),
+        _ if dm_table::mangle(name).as_deref() != Some(name) => {
+            invalid("bytes of a name other than 0-9A-Za-z#+-.:=@_ must stand as \\xNN".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_uuid(uuid: &str) -> Verb<()> {
+    let right = !uuid.is_empty() && uuid.len() <= UUID_LEN && dm_table::mangle(uuid).as_deref() == Some(uuid);
+    match right {
+        true => Ok(()),
+        false => Err(DmError::new(libc::EINVAL).detail(format!(
+            "a uuid has 1 to {UUID_LEN} bytes, of which those other than 0-9A-Za-z#+-.:=@_ stand as \\xNN"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! Bringing the queues of several sessions to rest at a time, and going back on it.
+//!
+//! While this lasts the front ends' own messages about their queues wait, as they would for a drain of their own.
+
+use std::sync::MutexGuard;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use super::Session;
+use super::control::{QueueControl, State};
+use crate::worker::ops::UnderWay;
+
+/// How long the drain is waited for before anyone is asked whether to go on.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Time between two looks at whether the drain is still wanted.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The one who asked for it wants it no longer.
+#[derive(Debug, thiserror::Error)]
+#[error("taken back")]
+pub struct TakenBack;
+
+/// Whoever waits for a drain.
+pub trait Waits {
+    /// Whether it has been taken back.
+    fn gone(&self) -> bool;
+    /// Called about every second with what is under way.
+    fn tell(&self, under_way: &[(String, UnderWay)]);
+}
+
+/// A queue that a worker has been asked to hold.
+struct Held<'a> {
+    control: &'a QueueControl,
+    state: MutexGuard<'a, State>,
+    rest: Receiver<()>,
+}
+
+/// Stops all queues of these sessions when everything that was under way has ended; they must not be able to start again
+/// meanwhile (`Disk::block`). Requests that have come since stay in the rings.
+///
+/// # Errors
+/// When it was taken back; then all queues go on, as soon as they may.
+pub fn quiesce(sessions: &[&Session], waits: &dyn Waits) -> Result<(), TakenBack> {
+    let queues = sessions.iter().flat_map(|session| session.queues());
+    let mut held: Vec<Held<'_>> = queues.filter_map(QueueControl::hold).map(Held::from).collect();
+    let started = Instant::now();
+    let mut told = 0;
+    for at in 0..held.len() {
+        loop {
+            match held[at].rest.recv_timeout(LOOK) {
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if waits.gone() {
+                held.iter_mut().for_each(Held::go);
+                return Err(TakenBack);
+            }
+            let due = started.elapsed().as_secs() / PATIENCE.as_secs();
+            if due > told {
+                told = due;
+                waits.tell(&held[at..].iter().flat_map(Held::under_way).collect::<Vec<_>>());
+            }
+        }
+    }
+    for queue in &mut held {
+        queue.control.stop(&mut queue.state);
+    }
+    Ok(())
+}
+
+impl Held<'_> {
+    fn go(&mut self) {
+        self.control.go(&self.state);
+    }
+
+    fn under_way(&self) -> Vec<(String, UnderWay)> {
+        self.control.under_way(&self.state)
+    }
+}
+
+impl<'a> From<(&'a QueueControl, MutexGuard<'a, State>, Receiver<()>)> for Held<'a> {
+    fn from((control, state, rest): (&'a QueueControl, MutexGuard<'a, State>, Receiver<()>)) -> Held<'a> {
+        Held { control, state, rest }
+    }
+}

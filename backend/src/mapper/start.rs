@@ -1,0 +1,124 @@
+//! The devices of a table file, all at once.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dm_table::{Device, Diagnostic, TableFile};
+
+use crate::control::schema::Create;
+use crate::disk::Disk;
+use crate::map::{Map, shared};
+
+use super::device::Tables;
+use super::table::Table;
+use super::{DmError, Mapper};
+
+/// A device as it was started.
+pub struct Started {
+    /// Its minor number.
+    pub minor: u32,
+    /// Its name in the table file, or the file's.
+    pub name: String,
+    /// Name of its socket, where it has one among others.
+    pub socket: String,
+    /// What is served of it.
+    pub disk: Arc<Disk>,
+    /// Its table as its author wrote it.
+    pub table: String,
+    /// No other device lies on it.
+    pub top: bool,
+}
+
+impl Mapper {
+    /// Makes the devices of a table file and resumes them, lower ones first. What is doubtful is returned. `name` is for the
+    /// device of a plain file.
+    ///
+    /// # Errors
+    /// The first thing wrong, where it is.
+    pub fn start(&self, file: &TableFile, name: &str) -> Result<Vec<String>, Diagnostic> {
+        let mut warnings = Vec::new();
+        for index in file.load_order()? {
+            let device = &file.devices[index];
+            if device.table.is_empty() {
+                return Err(Diagnostic::error(
+                    &file.source,
+                    device.name_span,
+                    "no targets: an empty table has no disk to serve",
+                )
+                .help("a line is `START LENGTH TARGET ARGUMENTS`, for example `0 2048 linear disk.img 0`"));
+            }
+            let wanted = |error: &DmError| {
+                let reason = format!("create ioctl on {} failed: {}", device.name.as_deref().unwrap_or(name), error);
+                Diagnostic::error(&file.source, device.name_span, reason)
+            };
+            let info = self.create(&created(device, name)).map_err(|error| wanted(&error))?;
+            let text = (file.source.clone(), device.table.clone());
+            let table = self.build(info.minor, text, device.read_only, None)?;
+            warnings.extend(table.warnings.iter().cloned());
+            self.make_live(info.minor, table).map_err(|error| wanted(&error))?;
+        }
+        let mut seen = std::collections::HashSet::new();
+        warnings.retain(|warning| seen.insert(warning.clone()));
+        warnings.extend(self.shared());
+        Ok(warnings)
+    }
+
+    fn make_live(&self, minor: u32, table: Table) -> Result<(), DmError> {
+        let mut devices = self.devices();
+        let table = Arc::new(table);
+        let chain = devices.chain(minor, &Tables::from([(minor, table.clone())]));
+        let device = devices.get_mut(minor)?;
+        if let Some(chain) = chain {
+            device.disk.exchange(Arc::new(chain));
+        }
+        device.active = Some(table);
+        Ok(())
+    }
+
+    /// Component sectors that two disks would write.
+    pub(super) fn shared(&self) -> Vec<String> {
+        let devices = self.devices();
+        let tops = devices.all.values().filter(|device| devices.open_count(device.minor) == 0 || device.is_connected());
+        let written = tops.filter_map(|device| Some((device, device.active.as_ref().filter(|t| !t.read_only)?)));
+        let (disks, maps): (Vec<_>, Vec<&Map>) = written.map(|(device, table)| (device, &*table.map)).unzip();
+        let tell = |shared: &crate::map::Shared| {
+            let (one, other) = (disks[shared.disks.0], disks[shared.disks.1]);
+            let chain = one.disk.chain();
+            let component = chain.components.get(shared.dev).map_or("a component", |c| c.name.as_str());
+            format!(
+                "sectors {}..{} of {component} are reachable through {} and {}: what one guest writes changes under the other",
+                shared.start,
+                shared.end,
+                one.disk.name(),
+                other.disk.name(),
+            )
+        };
+        shared(&maps).iter().map(tell).collect()
+    }
+
+    /// The devices, in the order in which they were made.
+    pub fn started(&self) -> Vec<Started> {
+        let devices = self.devices();
+        let started = |(minor, device): (&u32, &super::Device)| Started {
+            minor: *minor,
+            name: device.disk.name(),
+            socket: super::serve::socket_name(&device.name),
+            disk: device.disk.clone(),
+            table: device.active.as_ref().map(|table| table.written()).unwrap_or_default(),
+            top: devices.above(*minor, false).len() == 1,
+        };
+        devices.all.iter().map(started).collect()
+    }
+
+    /// Where devices that are created get a socket.
+    pub fn socket_dir(&self) -> Option<&PathBuf> {
+        self.settings.socket_dir.as_ref()
+    }
+}
+
+fn created(device: &Device, name: &str) -> Create {
+    // The file of a plain table may be called anything.
+    let plain = || dm_table::mangle(name).unwrap_or_else(|| "disk".to_owned());
+    let mangled = device.mapper_name().unwrap_or_else(plain);
+    Create { name: mangled, uuid: device.uuid.clone(), minor: device.minor }
+}

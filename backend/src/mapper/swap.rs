@@ -1,0 +1,338 @@
+//! Suspend, resume, and the exchange of tables under a running guest.
+//!
+//! **An exchange** is made ready while the guest runs: the map is built over the devices as they are now, those of the devices
+//! above it too, and what was written to components that the new table does not lead to is made durable. Then all queues
+//! concerned come to rest, the rest of that is made durable, chains and tables are exchanged, and the queues go on. Requests
+//! that have come meanwhile are in the rings, and are the new table's.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::chain::Chain;
+use crate::control::schema::{Info, Resume, Resumed, Suspend, UnderWay, Waiting};
+use crate::device::Component;
+use crate::disk::Disk;
+use crate::frontend::Session;
+use crate::frontend::quiesce::{self, Waits};
+use crate::worker::ops;
+
+use super::device::Tables;
+use super::serve::{self, Socket};
+use super::table::{self, Table};
+use super::{Caller, Claim, DmError, Mapper, Verb, system};
+
+/// What is exchanged under a device.
+struct Change {
+    minor: u32,
+    disk: Arc<Disk>,
+    session: Option<Arc<Session>>,
+    table: Arc<Table>,
+    old: Arc<Chain>,
+    new: Arc<Chain>,
+}
+
+impl Mapper {
+    /// DM_DEV_SUSPEND with DM_SUSPEND_FLAG.
+    ///
+    /// # Errors
+    /// No such device (ENXIO), caller gone (EINTR).
+    pub fn suspend(&self, suspend: &Suspend, caller: &dyn Caller) -> Verb<Info> {
+        let (minor, claim) = self.claim(&suspend.which, caller, |devices, minor| devices.above(minor, true))?;
+        if self.devices().get(minor)?.suspended.is_none() {
+            self.rest(minor, &claim, caller)?;
+            let chain = self.devices().get(minor)?.disk.chain();
+            let flushed = if suspend.noflush { Ok(()) } else { flush(&chain) };
+            if let Err(error) = flushed {
+                self.unrest(&claim);
+                return Err(error);
+            }
+            self.devices().get_mut(minor)?.suspended = Some(Instant::now());
+        }
+        self.devices().info(minor)
+    }
+
+    /// DM_DEV_SUSPEND without DM_SUSPEND_FLAG.
+    ///
+    /// # Errors
+    /// No such device (ENXIO), the new table cannot be used (EINVAL ...), caller gone (EINTR).
+    pub fn resume(&self, resume: &Resume, caller: &dyn Caller) -> Verb<Resumed> {
+        let (minor, claim) = self.claim(&resume.which, caller, |devices, minor| devices.above(minor, true))?;
+        let (new, began) = {
+            let devices = self.devices();
+            let device = devices.get(minor)?;
+            (device.inactive.clone(), device.suspended)
+        };
+        let paused = match new {
+            Some(table) => {
+                let paused = self.exchange(minor, &table, resume, &claim, caller)?;
+                Some(began.map_or(paused, |began| began.elapsed()))
+            }
+            None => {
+                self.go_on(minor, &claim);
+                began.map(|began| began.elapsed())
+            }
+        };
+        let info = self.devices().info(minor)?;
+        let paused_us = paused.map(|paused| u64::try_from(paused.as_micros()).unwrap_or(u64::MAX));
+        if let Some(us) = paused_us {
+            log::debug!("{}: {us} microseconds without requests", info.name);
+        }
+        Ok(Resumed { info, paused_us })
+    }
+
+    /// Brings the queues of the claimed devices to rest.
+    fn rest(&self, minor: u32, claim: &Claim<'_>, caller: &dyn Caller) -> Verb<()> {
+        let sessions: Vec<Arc<Session>> = {
+            let devices = self.devices();
+            let claimed = claim.minors.iter().filter_map(|minor| devices.all.get(minor));
+            // Blocked before the session is looked for: one that begins later sees it.
+            claimed.clone().for_each(|device| device.disk.block(true));
+            claimed.filter_map(|device| device.session()).collect()
+        };
+        let sessions: Vec<&Session> = sessions.iter().map(Arc::as_ref).collect();
+        let name = self.devices().get(minor)?.name.clone();
+        quiesce::quiesce(&sessions, &Relay { caller, name }).map_err(|quiesce::TakenBack| {
+            self.unrest(claim);
+            DmError::new(libc::EINTR).detail("taken back while requests were under way; the device goes on as before")
+        })
+    }
+
+    /// Lets the queues go on of those claimed devices that are not suspended and lie on none that is.
+    fn unrest(&self, claim: &Claim<'_>) {
+        let devices = self.devices();
+        let free = claim.minors.iter().filter(|minor| !devices.is_blocked(**minor));
+        let free: Vec<_> = free.filter_map(|minor| devices.all.get(minor)).collect();
+        free.iter().for_each(|device| device.disk.block(false));
+        let sessions: Vec<_> = free.iter().filter_map(|device| device.session()).collect();
+        drop(devices);
+        sessions.iter().for_each(|session| session.go_on());
+    }
+
+    /// Makes the inactive table the live one; its queues rest, or go on in the end, as they did before. Returns how long they
+    /// had to rest for it. On failure the new table is dropped and the device is left suspended with the old one (dm.c,
+    /// `do_resume`), unless it was this program that refused.
+    fn exchange(
+        &self,
+        minor: u32,
+        table: &Arc<Table>,
+        resume: &Resume,
+        claim: &Claim<'_>,
+        caller: &dyn Caller,
+    ) -> Verb<std::time::Duration> {
+        self.may_change(minor, table, resume.force)?;
+        let exchanged = self.prepare(minor, table, claim).and_then(|changes| {
+            if !resume.noflush {
+                // What can be done before the guest has to wait. It is done again, so its failure is found then.
+                let _ = changes.iter().try_for_each(settle);
+            }
+            let began = Instant::now();
+            self.rest(minor, claim, caller)?;
+            self.commit(minor, &changes, resume.noflush)?;
+            Ok((changes, began))
+        });
+        let (changes, began) = match exchanged {
+            Ok(exchanged) => exchanged,
+            Err(error) if error.errno == libc::EINTR => return Err(error),
+            Err(error) => return Err(self.fail(minor, error, claim, caller)),
+        };
+        self.go_on(minor, claim);
+        let paused = began.elapsed();
+        for change in &changes {
+            if change.old.len() != change.new.len()
+                && let Some(session) = &change.session
+            {
+                session.config_changed();
+            }
+        }
+        self.devices().get(minor)?.events.raise();
+        Ok(paused)
+    }
+
+    /// The device is no longer suspended.
+    fn go_on(&self, minor: u32, claim: &Claim<'_>) {
+        if let Ok(device) = self.devices().get_mut(minor) {
+            device.suspended = None;
+        }
+        self.unrest(claim);
+    }
+
+    /// A failed resume leaves the device suspended, with the table that it had.
+    fn fail(&self, minor: u32, error: DmError, claim: &Claim<'_>, caller: &dyn Caller) -> DmError {
+        let dropped = self.devices().get_mut(minor).ok().and_then(|device| device.inactive.take());
+        drop(dropped);
+        if self.devices().get(minor).is_ok_and(|device| device.active.is_none()) {
+            // Nothing to suspend.
+            self.unrest(claim);
+            return error;
+        }
+        match self.rest(minor, claim, caller) {
+            Ok(()) => {
+                if let Ok(device) = self.devices().get_mut(minor) {
+                    device.suspended.get_or_insert_with(Instant::now);
+                }
+                // Devices above it stay blocked by that.
+                self.unrest(claim);
+                error
+            }
+            Err(_) => error,
+        }
+    }
+
+    /// # Errors
+    /// What a guest would not survive.
+    fn may_change(&self, minor: u32, table: &Table, force: bool) -> Verb<()> {
+        let devices = self.devices();
+        let device = devices.get(minor)?;
+        let Some(old) = device.active.as_ref().filter(|_| device.is_connected()) else { return Ok(()) };
+        if table.len() < old.len() && !force && !table.force {
+            return Err(DmError::new(libc::EBUSY).detail(format!(
+                "{}: a front end is connected, and the new table has {} sectors where the live one has {}: requests beyond \
+                 them would fail. --force resumes it all the same; `dmsetup clear` drops it",
+                device.name,
+                table.len(),
+                old.len()
+            )));
+        }
+        let (now, then) = (old.map.limits().logical_block, table.map.limits().logical_block);
+        if then > now {
+            return Err(DmError::new(libc::EINVAL).detail(format!(
+                "{}: its front end was told of blocks of {now} bytes, and the new table has blocks of {then}: end the front \
+                 end first",
+                device.name
+            )));
+        }
+        Ok(())
+    }
+
+    /// Builds what is exchanged: the device's table over the devices that it lies on as they are now, and the tables that lie
+    /// on it, lower ones first.
+    fn prepare(&self, minor: u32, table: &Arc<Table>, claim: &Claim<'_>) -> Verb<Vec<Change>> {
+        table.still_fits(minor)?;
+        let devices = self.devices();
+        let mut tables = Tables::new();
+        for &claimed in &claim.minors {
+            let old = match claimed == minor {
+                true => Some(table),
+                false => devices.get(claimed)?.active.as_ref(),
+            };
+            let Some(old) = old else { continue };
+            let mut mapped = devices.mapped(claimed);
+            for (lower, table) in &tables {
+                if let Some(lying) = mapped.by_minor.get_mut(lower) {
+                    lying.map = Some(table.map.clone());
+                    lying.read_only = table.read_only;
+                }
+            }
+            let built = match old.lowers().is_empty() {
+                true => old.clone(),
+                false => Arc::new(
+                    old.rebuild(&mapped, claimed != minor).map_err(|refused| table::refused(claimed, &refused))?,
+                ),
+            };
+            tables.insert(claimed, built);
+        }
+        let change = |(minor, table): (&u32, &Arc<Table>)| {
+            let device = devices.all.get(minor)?;
+            Some(Change {
+                minor: *minor,
+                disk: device.disk.clone(),
+                session: device.session(),
+                table: table.clone(),
+                old: device.disk.chain(),
+                new: Arc::new(devices.chain(*minor, &tables)?),
+            })
+        };
+        Ok(tables.iter().filter_map(change).collect())
+    }
+
+    /// The exchange itself. All queues rest.
+    fn commit(&self, minor: u32, changes: &[Change], noflush: bool) -> Verb<()> {
+        if !noflush {
+            changes.iter().try_for_each(settle)?;
+        }
+        let socket = self.socket_if_new(minor)?;
+        let mut held: Vec<&Change> = Vec::new();
+        for change in changes {
+            if let Err(error) = change.disk.hold.exchange(&change.old, &change.new) {
+                for change in held {
+                    if let Err(error) = change.disk.hold.exchange(&change.new, &change.old) {
+                        log::error!("{}: {error}", change.old.name);
+                    }
+                }
+                return Err(DmError::new(libc::EBUSY).detail(error.to_string()));
+            }
+            held.push(change);
+        }
+        let mut devices = self.devices();
+        let mut dropped = Vec::new();
+        for change in changes {
+            change.disk.exchange(change.new.clone());
+            let device = devices.get_mut(change.minor)?;
+            dropped.push(device.active.replace(change.table.clone()));
+        }
+        let device = devices.get_mut(minor)?;
+        dropped.push(device.inactive.take());
+        if let Some(socket) = socket {
+            device.serving = Some(self.serve(minor, &device.disk, socket)?);
+        }
+        drop(devices);
+        Ok(())
+    }
+
+    /// A device that gets its first table gets its socket, where devices that are created have one.
+    fn socket_if_new(&self, minor: u32) -> Verb<Option<Socket>> {
+        let Some(dir) = &self.settings.socket_dir else { return Ok(None) };
+        let devices = self.devices();
+        let device = devices.get(minor)?;
+        if device.serving.is_some() || device.active.is_some() {
+            return Ok(None);
+        }
+        Socket::at(serve::socket_path(dir, &device.name)).map(Some).map_err(|error| serve::unservable(&error))
+    }
+}
+
+/// Makes durable what the old chain has written to components that the new one does not flush.
+fn settle(change: &Change) -> Verb<()> {
+    let kept = |component: &Component| change.new.flushed().any(|(_, new)| new.identity == component.identity);
+    let left = change.old.flushed().filter(|(_, component)| !kept(component));
+    left.map(|(_, component)| component).filter(|_| !change.old.read_only).try_for_each(|component| sync(component))
+}
+
+fn flush(chain: &Chain) -> Verb<()> {
+    let written = chain.flushed().filter(|_| !chain.read_only);
+    written.map(|(_, component)| component).try_for_each(|component| sync(component))
+}
+
+fn sync(component: &Component) -> Verb<()> {
+    component.sync().map_err(|error| {
+        let why = system(&error);
+        DmError { detail: Some(format!("{}: what was written is not on it: {error}", component.path.display())), ..why }
+    })
+}
+
+/// Tells the caller what a drain waits for.
+struct Relay<'a> {
+    caller: &'a dyn Caller,
+    name: String,
+}
+
+impl Waits for Relay<'_> {
+    fn gone(&self) -> bool {
+        self.caller.gone()
+    }
+
+    fn tell(&self, under_way: &[(String, ops::UnderWay)]) {
+        /// Most operations that are told of.
+        const MOST: usize = 16;
+        let what = format!("{}: waiting for {} operations under way", self.name, under_way.len());
+        let sectors = |bytes: u64| bytes / dm_table::SECTOR_SIZE;
+        let told = under_way.iter().take(MOST).map(|(component, op)| UnderWay {
+            kind: op.action.to_string(),
+            component: component.clone(),
+            sector: sectors(op.at),
+            sectors: sectors(op.left),
+            for_ms: None,
+        });
+        self.caller.tell(&Waiting { what, under_way: told.collect() });
+    }
+}

@@ -1,0 +1,365 @@
+//! A table that has been loaded: its text, what its devices stand for, and the map that was made of it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dm_table::{DevRef, Diagnostic, Sectors, Source, Target};
+
+use crate::chain::{Chain, Components};
+use crate::control::schema::{Dep, Line};
+use crate::device::{self, Component, Kind, Registry, Slots};
+use crate::map::{DevIx, LookupError, Lower, Map};
+
+use super::{DmError, MAJOR};
+
+/// What a device of a table stands for.
+#[derive(Clone)]
+enum Found {
+    /// Another device of this process, by its minor number.
+    Mapped(u32),
+    /// A component device, and its path from the root.
+    Component(DevIx, Arc<Component>, PathBuf),
+}
+
+/// A device that a table may lie on, as it is when the table is built.
+#[derive(Clone)]
+pub(super) struct Lying {
+    pub minor: u32,
+    pub name: String,
+    pub read_only: bool,
+    /// Its live map; none when it has no table.
+    pub map: Option<Arc<Map>>,
+    /// It lies on the device whose table is built, or is that device.
+    pub above: bool,
+}
+
+/// The devices of this process that a table may name.
+#[derive(Default)]
+pub(super) struct Mapped {
+    pub by_minor: HashMap<u32, Lying>,
+    pub by_name: HashMap<String, u32>,
+}
+
+impl Mapped {
+    fn named(&self, dev: &DevRef) -> Option<&Lying> {
+        let minor = match dev.major_minor() {
+            Some((major, minor)) if major == u64::from(MAJOR) => u32::try_from(minor).ok()?,
+            Some(_) => return None,
+            None => *self.by_name.get(&dm_table::mangle(dev.mapper_name()?)?)?,
+        };
+        self.by_minor.get(&minor)
+    }
+}
+
+/// What a table is built from, besides its text.
+pub(super) struct Ground<'a> {
+    pub registry: &'a mut Registry,
+    pub slots: &'a mut Slots,
+    pub options: device::Options,
+    /// Where relative paths begin; as the process has it by default.
+    pub directory: Option<PathBuf>,
+}
+
+/// See the module's text.
+pub(super) struct Table {
+    origin: Arc<Source>,
+    text: dm_table::Table,
+    found: HashMap<String, Found>,
+    /// Where its sectors are.
+    pub map: Arc<Map>,
+    /// For reading alone.
+    pub read_only: bool,
+    /// It may make a guest's disk smaller.
+    pub force: bool,
+    /// What is doubtful.
+    pub warnings: Vec<String>,
+}
+
+impl Table {
+    /// Finds and opens the devices of a table, and builds its map.
+    pub fn build(
+        (origin, text): (Arc<Source>, dm_table::Table),
+        mapped: &Mapped,
+        ground: &mut Ground<'_>,
+    ) -> Result<Table, Diagnostic> {
+        let read_only = ground.options.read_only;
+        let mut found: HashMap<String, Found> = HashMap::new();
+        let mut resolve = |dev: &DevRef| {
+            let known = match found.get(&dev.text) {
+                Some(known) => known.clone(),
+                None => {
+                    let new = match mapped.named(dev) {
+                        Some(lying) => Found::Mapped(lying.minor),
+                        None => ground.component(dev)?,
+                    };
+                    found.entry(dev.text.clone()).or_insert(new).clone()
+                }
+            };
+            stands_for(&known, mapped, read_only)
+        };
+        let (map, doubts) = Map::build(&origin, &text, read_only, &mut resolve)?;
+        let mut warnings: Vec<String> = doubts.iter().map(ToString::to_string).collect();
+        let mut seen = BTreeSet::new();
+        for component in found.values().filter_map(Found::component) {
+            if seen.insert(Arc::as_ptr(component).addr()) {
+                warnings.extend(component.warnings.iter().map(|w| format!("{}: {w}", component.path.display())));
+            }
+        }
+        Ok(Table { origin, text, found, map: Arc::new(map), read_only, force: false, warnings })
+    }
+
+    /// The same over devices that have changed since. Where one has become smaller, and `lenient` is the table it was built
+    /// on, what lies beyond its end fails.
+    pub fn rebuild(&self, mapped: &Mapped, lenient: bool) -> Result<Table, Diagnostic> {
+        let mut resolve = |dev: &DevRef| {
+            let known = self.found.get(&dev.text).ok_or_else(|| gone(&dev.text))?;
+            match (stands_for(known, mapped, self.read_only)?, lenient) {
+                (Lower::Map(map), true) => Ok(Lower::Map(Arc::new(map.padded(self.reach(dev))))),
+                (lower, _) => Ok(lower),
+            }
+        };
+        let (map, _) = Map::build(&self.origin, &self.text, self.read_only, &mut resolve)?;
+        Ok(Table {
+            origin: self.origin.clone(),
+            text: self.text.clone(),
+            found: self.found.clone(),
+            map: Arc::new(map),
+            read_only: self.read_only,
+            force: self.force,
+            warnings: Vec::new(),
+        })
+    }
+
+    /// How many sectors a device must have that the table names.
+    fn reach(&self, dev: &DevRef) -> Sectors {
+        let ends = self.text.lines.iter().flat_map(|line| match &line.target {
+            Target::Linear(linear) if linear.dev.text == dev.text => vec![linear.start.get() + line.len.get()],
+            Target::Error(error) => match &error.dev {
+                Some((named, start)) if named.text == dev.text => vec![start.get() + line.len.get()],
+                _ => Vec::new(),
+            },
+            Target::Striped(striped) => {
+                let len = line.len.get() / (striped.stripes.len() as u64).max(1);
+                let on = striped.stripes.iter().filter(|stripe| stripe.dev.text == dev.text);
+                on.map(|stripe| stripe.start.get() + len).collect()
+            }
+            _ => Vec::new(),
+        });
+        Sectors::new(ends.max().unwrap_or(0))
+    }
+
+    /// The table as its author wrote it.
+    pub fn written(&self) -> String {
+        self.text.to_string()
+    }
+
+    /// Sectors of the device.
+    pub fn len(&self) -> Sectors {
+        self.text.len()
+    }
+
+    /// Number of lines.
+    pub fn lines(&self) -> u32 {
+        u32::try_from(self.text.lines.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The devices of this process that it lies on, by minor number.
+    pub fn lowers(&self) -> BTreeSet<u32> {
+        let minor = |found: &Found| match found {
+            Found::Mapped(minor) => Some(*minor),
+            Found::Component(..) => None,
+        };
+        self.found.values().filter_map(minor).collect()
+    }
+
+    /// Its own component devices; those of devices that it lies on are theirs.
+    pub fn components(&self) -> impl Iterator<Item = (DevIx, &Arc<Component>)> {
+        self.found.values().filter_map(|found| match found {
+            Found::Component(ix, component, _) => Some((*ix, component)),
+            Found::Mapped(_) => None,
+        })
+    }
+
+    /// # Errors
+    /// A component device has become smaller than the table needs (EINVAL), or does not tell its size.
+    pub fn still_fits(&self, minor: u32) -> Result<(), DmError> {
+        for (_, component) in self.components() {
+            let now = component.current_size().map_err(|error| {
+                DmError::new(error.raw_os_error().unwrap_or(libc::EIO))
+                    .detail(format!("{}: cannot find its size: {error}", component.path.display()))
+            })?;
+            if now < component.size {
+                let name = &component.name;
+                return Err(DmError::new(libc::EINVAL)
+                    .kernel(format!("table: {MAJOR}:{minor}: {name} too small for target: dev_size={now}"))
+                    .detail(format!(
+                        "{}: it had {} sectors when the table was loaded and has {now} now; load a table that fits",
+                        component.path.display(),
+                        component.size
+                    )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The lines as `dmsetup table` prints them: block devices by their numbers, files by their paths, devices of this
+    /// process as `lower` says.
+    pub fn print(&self, lower: &dyn Fn(u32) -> String) -> Vec<Line> {
+        let name = |dev: &DevRef| self.shown(dev, lower);
+        let whole = self.text.display_with(&name).to_string();
+        let params = whole.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned());
+        self.text.lines.iter().zip(params).map(|(line, params)| line_of(line, params)).collect()
+    }
+
+    /// A device as the lines show it.
+    fn shown(&self, dev: &DevRef, lower: &dyn Fn(u32) -> String) -> String {
+        match self.found.get(&dev.text) {
+            Some(Found::Mapped(minor)) => lower(*minor),
+            Some(Found::Component(_, component, path)) => match component.kind {
+                Kind::Block { major, minor } => format!("{major}:{minor}"),
+                Kind::File => path.display().to_string(),
+            },
+            None => dev.text.clone(),
+        }
+    }
+
+    /// The lines as `dmsetup status` prints them. `chain` is what is served of the table, if it is live.
+    pub fn status(&self, chain: Option<&Chain>, lower: &dyn Fn(u32) -> String) -> Vec<Line> {
+        let failed = |dev: &DevRef| match self.found.get(&dev.text) {
+            Some(Found::Component(ix, ..)) => chain.is_some_and(|chain| chain.components.errors(*ix) > 0),
+            _ => false,
+        };
+        let status = |target: &Target| match target {
+            Target::Striped(striped) => {
+                let names = striped.stripes.iter().map(|stripe| self.shown(&stripe.dev, lower) + " ");
+                let health = striped.stripes.iter().map(|stripe| if failed(&stripe.dev) { 'D' } else { 'A' });
+                format!("{} {}1 {}", striped.stripes.len(), names.collect::<String>(), health.collect::<String>())
+            }
+            Target::Linear(_) | Target::Zero | Target::Error(_) => String::new(),
+        };
+        self.text.lines.iter().map(|line| line_of(line, status(&line.target))).collect()
+    }
+
+    /// What it lies on, each once.
+    pub fn deps(&self, lower: &dyn Fn(u32) -> String) -> Vec<Dep> {
+        let mut deps: Vec<Dep> = Vec::new();
+        for dev in self.text.device_refs() {
+            let dep = match self.found.get(&dev.text) {
+                Some(Found::Mapped(minor)) => {
+                    Dep { major: Some(MAJOR), minor: Some(*minor), name: lower(*minor), mapped: true }
+                }
+                Some(Found::Component(_, component, path)) => match component.kind {
+                    Kind::Block { major, minor } => {
+                        Dep { major: Some(major), minor: Some(minor), name: component.name.clone(), mapped: false }
+                    }
+                    Kind::File => Dep { name: path.display().to_string(), ..Dep::default() },
+                },
+                None => continue,
+            };
+            if !deps.contains(&dep) {
+                deps.push(dep);
+            }
+        }
+        deps
+    }
+}
+
+fn line_of(line: &dm_table::Line, params: String) -> Line {
+    let target = line.target.type_name().to_owned();
+    Line { start: line.start.get(), len: line.len.get(), target, params }
+}
+
+impl Found {
+    fn component(&self) -> Option<&Arc<Component>> {
+        match self {
+            Found::Component(_, component, _) => Some(component),
+            Found::Mapped(_) => None,
+        }
+    }
+}
+
+/// For a table without devices.
+pub(super) fn none() -> LookupError {
+    gone("?")
+}
+
+fn gone(name: &str) -> LookupError {
+    LookupError { errno: "ENXIO", why: format!("the device {name} is gone"), help: None }
+}
+
+fn stands_for(found: &Found, mapped: &Mapped, read_only: bool) -> Result<Lower, LookupError> {
+    let minor = match found {
+        Found::Component(ix, component, _) => {
+            return Ok(Lower::Device {
+                ix: *ix,
+                name: component.name.clone(),
+                size: component.size,
+                limits: component.limits,
+            });
+        }
+        Found::Mapped(minor) => minor,
+    };
+    let lying = mapped.by_minor.get(minor).ok_or_else(|| gone(&format!("{MAJOR}:{minor}")))?;
+    let name = &lying.name;
+    if lying.above {
+        return Err(LookupError {
+            errno: "EINVAL",
+            why: format!("{name} is this device, or lies on it"),
+            help: Some("devices must stand on each other without coming back to the first".into()),
+        });
+    }
+    if lying.read_only && !read_only {
+        return Err(LookupError {
+            errno: "EROFS",
+            why: format!("{name} is read-only"),
+            help: Some("make the lower device `rw`, or this one `ro`".into()),
+        });
+    }
+    match &lying.map {
+        Some(map) => Ok(Lower::Map(map.clone())),
+        None => Err(LookupError {
+            errno: "ENXIO",
+            why: format!("{name} has no live table"),
+            help: Some(format!("load one into it and resume it first: `dmsetup load {name}`, `dmsetup resume {name}`")),
+        }),
+    }
+}
+
+impl Ground<'_> {
+    fn component(&mut self, dev: &DevRef) -> Result<Found, LookupError> {
+        let path = match (&self.directory, dev.major_minor()) {
+            (Some(directory), None) => directory.join(&dev.text),
+            _ => PathBuf::from(&dev.text),
+        };
+        let text = path.to_str().unwrap_or(&dev.text);
+        let component = self.registry.open(text, dev.major_minor(), &self.options).map_err(|error| LookupError {
+            errno: error.errno_name(),
+            why: error.to_string(),
+            help: error.help(),
+        })?;
+        let ix = self.slots.slot(&component)?;
+        let path = std::path::absolute(&path).unwrap_or(path);
+        Ok(Found::Component(ix, component, path))
+    }
+}
+
+/// The components that a map leads to, out of those of the tables that it was made of.
+pub(super) fn components<'t>(map: &Map, tables: impl Iterator<Item = &'t Table>) -> Components {
+    let wanted: BTreeSet<DevIx> = map.flush_set().iter().copied().collect();
+    let all = tables.flat_map(Table::components).filter(|(ix, _)| wanted.contains(ix));
+    all.map(|(ix, component)| (ix, component.clone())).collect()
+}
+
+/// A refusal of a table, as the kernel gives it.
+pub(super) fn refused(minor: u32, diagnostic: &Diagnostic) -> DmError {
+    let reason = diagnostic.reason();
+    let named = reason.rsplit_once("(-").and_then(|(_, rest)| rest.strip_suffix(')'));
+    let errno = named.and_then(DmError::number).unwrap_or(libc::EINVAL);
+    DmError::new(errno).kernel(format!("table: {MAJOR}:{minor}: {reason}")).detail(diagnostic.to_string())
+}
+
+/// Whether a path is one that a table's text can hold.
+pub(super) fn directory(text: Option<&str>) -> Option<PathBuf> {
+    text.map(Path::new).filter(|path| path.is_absolute()).map(Path::to_path_buf)
+}
