@@ -43,6 +43,11 @@ impl Hold {
         Hold(Mutex::new(State { held: false, away: incoming, queues: 0, failed: None, limiter: Limiter::default() }))
     }
 
+    /// Whether the components are ours now.
+    pub fn is_held(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).held
+    }
+
     /// A queue is about to be served. Waits for whoever has a component, within bounds, as long as `go_on` says so.
     ///
     /// # Errors
@@ -73,6 +78,21 @@ impl Hold {
         Ok(())
     }
 
+    /// The disk's table changes from `old` to `new`. Its queues have drained, and start again on `new`; or on `old`, if
+    /// this fails. Does not wait for whoever has a component.
+    ///
+    /// # Errors
+    /// Who has a component of `new`. Then everything is as before.
+    pub fn exchange(&self, old: &Chain, new: &Chain) -> Result<(), OpenError> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who does not hold what the old table leads to takes the new one's with the first queue that starts.
+        if state.held {
+            take(new)?;
+            written(old).for_each(|component| component.leave());
+        }
+        Ok(())
+    }
+
     /// A queue has drained. With the last one everything is given up if `handed_over`.
     pub fn leave(&self, chain: &Chain, handed_over: bool) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,13 +119,18 @@ impl Hold {
 
 /// Takes all components of a disk, or none.
 fn take(chain: &Chain) -> Result<(), OpenError> {
-    let mut taken: Vec<&Arc<Component>> = Vec::new();
+    let mut taken: Vec<(&Arc<Component>, bool)> = Vec::new();
     for component in written(chain) {
-        if let Err(error) = component.take() {
-            taken.iter().for_each(|component| component.give_up());
-            return Err(error);
+        match component.take() {
+            Ok(locked) => taken.push((component, locked)),
+            Err(error) => {
+                for (component, locked) in taken {
+                    // Locks that were there before are not this attempt's to give up.
+                    if locked { component.give_up() } else { component.leave() }
+                }
+                return Err(error);
+            }
         }
-        taken.push(component);
     }
     Ok(())
 }
@@ -113,4 +138,130 @@ fn take(chain: &Chain) -> Result<(), OpenError> {
 /// The components that a disk writes.
 fn written(chain: &Chain) -> impl Iterator<Item = &Arc<Component>> {
     chain.flushed().filter(|_| !chain.read_only).map(|(_, component)| component)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    use dm_table::{Format, Source};
+
+    use crate::device::{Options, Registry, Slots};
+    use crate::map::{Lower, Map};
+
+    /// Image files, and tables over them.
+    struct Bench {
+        dir: tempfile::TempDir,
+        registry: Registry,
+        slots: Slots,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            Bench { dir: tempfile::tempdir().unwrap(), registry: Registry::new(), slots: Slots::default() }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            let path = self.dir.path().join(name);
+            if !path.exists() {
+                std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+            }
+            path
+        }
+
+        fn chain(&mut self, names: &[&str], incoming: bool) -> Chain {
+            let line = |(n, name): (usize, &&str)| format!("{} 8 linear {} 0\n", 8 * n, self.path(name).display());
+            let text: String = names.iter().enumerate().map(line).collect();
+            let source = Arc::new(Source::new("test", text));
+            let file = dm_table::parse(source.clone(), Format::Auto).unwrap();
+            let options = Options { incoming, ..Options::default() };
+            let mut components = Vec::new();
+            let map = Map::build(&source, &file.devices[0].table, false, &mut |dev| {
+                let component = self.registry.open(&dev.text, None, &options).unwrap();
+                let ix = self.slots.slot(&component).unwrap();
+                components.push((ix, component.clone()));
+                Ok(Lower::Device { ix, name: dev.text.clone(), size: component.size, limits: component.limits })
+            });
+            Chain {
+                name: names.concat(),
+                map: Arc::new(map.unwrap().0),
+                components: components.into_iter().collect(),
+                read_only: false,
+                limiters: Arc::default(),
+                events: Arc::default(),
+            }
+        }
+
+        /// A stranger's opening, if it is let in.
+        fn stranger(&self, name: &str) -> Option<Arc<Component>> {
+            Registry::new().open(self.path(name).to_str().unwrap(), None, &Options::default()).ok()
+        }
+
+        fn free(&self, names: &[&str]) -> Vec<bool> {
+            names.iter().map(|name| self.stranger(name).is_some()).collect()
+        }
+    }
+
+    #[test]
+    fn a_change_of_tables_takes_the_new_components_and_leaves_the_old_to_whom_has_them() {
+        let mut bench = Bench::new();
+        let hold = Hold::new(true);
+        let old = bench.chain(&["a", "b"], true);
+        hold.enter(&old, || true).unwrap();
+        assert_eq!(bench.free(&["a", "b", "c"]), [false, false, true]);
+        let new = bench.chain(&["b", "c"], true);
+        assert!(bench.free(&["c"])[0], "not before the tables change");
+        hold.exchange(&old, &new).unwrap();
+        assert_eq!(bench.free(&["a", "b", "c"]), [false; 3], "the old table may be somebody's");
+        drop(old);
+        assert_eq!(bench.free(&["a", "b", "c"]), [true, false, false]);
+        hold.leave(&new, true);
+        assert_eq!(bench.free(&["a", "b", "c"]), [true; 3]);
+    }
+
+    #[test]
+    fn a_change_that_fails_leaves_everything_as_it_was() {
+        let mut bench = Bench::new();
+        let hold = Hold::new(true);
+        let old = bench.chain(&["a"], true);
+        hold.enter(&old, || true).unwrap();
+        // "b" was locked when it was opened, "c" would be by the change.
+        let (_opened, new) = (bench.chain(&["b"], false), bench.chain(&["a", "b", "c", "d"], true));
+        let theirs = bench.stranger("d").unwrap();
+        let error = hold.exchange(&old, &new).unwrap_err();
+        assert!(error.to_string().contains("/d: "), "{error}");
+        assert_eq!(bench.free(&["a", "b", "c"]), [false, false, true]);
+        drop(theirs);
+        hold.exchange(&old, &new).unwrap();
+        assert_eq!(bench.free(&["a", "b", "c", "d"]), [false; 4]);
+        hold.leave(&new, true);
+        assert_eq!(bench.free(&["a", "b", "c", "d"]), [true; 4], "each is counted once");
+    }
+
+    #[test]
+    fn a_disk_that_is_not_served_takes_the_new_components_with_its_first_queue() {
+        let mut bench = Bench::new();
+        let hold = Hold::new(true);
+        let (old, new) = (bench.chain(&["a"], true), bench.chain(&["b"], true));
+        hold.exchange(&old, &new).unwrap();
+        assert_eq!(bench.free(&["a", "b"]), [true; 2]);
+        hold.enter(&new, || true).unwrap();
+        assert_eq!(bench.free(&["a", "b"]), [true, false]);
+    }
+
+    #[test]
+    fn a_disk_that_shares_a_component_keeps_it_when_the_other_leaves() {
+        let mut bench = Bench::new();
+        let (one, two) = (Hold::new(true), Hold::new(true));
+        let (shared, other) = (bench.chain(&["a"], true), bench.chain(&["b"], true));
+        one.enter(&shared, || true).unwrap();
+        two.enter(&shared, || true).unwrap();
+        one.exchange(&shared, &other).unwrap();
+        assert_eq!(bench.free(&["a", "b"]), [false; 2]);
+        one.leave(&other, true);
+        assert_eq!(bench.free(&["a", "b"]), [false, true]);
+        two.leave(&shared, true);
+        assert_eq!(bench.free(&["a", "b"]), [true; 2]);
+    }
 }

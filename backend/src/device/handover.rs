@@ -50,13 +50,15 @@ impl Component {
         self.held.state().file.clone()
     }
 
-    /// A disk that writes the component starts to be served: locks it, and claims it, unless that was done before.
+    /// A disk that writes the component starts to be served: locks it, and claims it, unless that was done before. Tells
+    /// whether it was not.
     ///
     /// # Errors
     /// Who else has it. It is to be tried again only as long as there is hope.
-    pub(crate) fn take(&self) -> Result<(), OpenError> {
+    pub(crate) fn take(&self) -> Result<bool, OpenError> {
         let mut state = self.held.state();
-        if !state.owned && !self.read_only {
+        let locks = !state.owned && !self.read_only;
+        if locks {
             let file = match self.kind {
                 Kind::File => state.file.clone(),
                 Kind::Block { .. } => Arc::new(self.reopen(&state.file, true)?),
@@ -65,7 +67,35 @@ impl Component {
             (state.file, state.owned) = (file, true);
         }
         state.users += 1;
-        Ok(())
+        Ok(locks)
+    }
+
+    /// A disk does not write the component any more, because its table has changed. Nothing of it is under way. Locks and
+    /// claim stay, for whoever else has the component; they go with the open file.
+    pub(crate) fn leave(&self) {
+        let mut state = self.held.state();
+        state.users = state.users.saturating_sub(1);
+    }
+
+    /// Brings to the disk what this process has written to the component: all writes that have ended. Waits for the
+    /// device, so it is not for a worker.
+    ///
+    /// # Errors
+    /// What was written is lost, or may be, now or since an earlier flush: as a guest's flush is told.
+    pub fn sync(&self) -> io::Result<()> {
+        let Some(unflushed) = &self.unflushed else { return Ok(()) };
+        let flush = unflushed.begin();
+        let ended = self.file().sync_data();
+        let believed = unflushed.end(flush, ended.is_ok());
+        ended?;
+        if believed && !flush.began().lost() {
+            return Ok(());
+        }
+        Err(self.lost())
+    }
+
+    fn lost(&self) -> io::Error {
+        io::Error::other(format!("{}: a flush has failed, and what it lost is not written again", self.name))
     }
 
     /// Brings what was written to where another process, perhaps on another machine, will find it, as QEMU does before it
@@ -75,13 +105,10 @@ impl Component {
     /// What was written is lost, or may be: the next owner would not know.
     pub(crate) fn settle(&self) -> io::Result<()> {
         if self.unflushed.as_ref().is_some_and(|unflushed| unflushed.stamp().lost()) {
-            return Err(io::Error::other(format!(
-                "{}: a flush has failed, and what it lost is not written again",
-                self.name
-            )));
+            return Err(self.lost());
         }
         match self.access {
-            Access::Buffered if !self.read_only => self.file().sync_data(),
+            Access::Buffered => self.sync(),
             _ => Ok(()),
         }
     }
@@ -145,5 +172,64 @@ impl Component {
         let direct = rustix::fs::fcntl_getfl(file).map_err(|errno| io_error(errno.into()))?;
         rustix::fs::fcntl_setfl(&again, direct).map_err(|errno| io_error(errno.into()))?;
         Ok(again)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use dm_table::Sectors;
+
+    use super::*;
+    use crate::device::{Cache, Limits, Options, Registry, Unflushed};
+
+    fn write(component: &Component, bytes: std::ops::Range<u64>) {
+        let unflushed: &Arc<Unflushed> = component.unflushed.as_ref().unwrap();
+        unflushed.written(bytes, unflushed.stamp());
+    }
+
+    #[test]
+    fn a_sync_is_not_believed_while_something_is_lost() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let options = Options { cache: Cache::Buffered, ..Options::default() };
+        let component = Registry::new().open(file.path().to_str().unwrap(), None, &options).unwrap();
+        write(&component, 0..4096);
+        component.sync().unwrap();
+        // A guest's flush that fails now may have lost nothing that was synced before.
+        let unflushed = component.unflushed.clone().unwrap();
+        unflushed.end(unflushed.begin(), false);
+        component.sync().unwrap();
+        write(&component, 0..4096);
+        unflushed.end(unflushed.begin(), false);
+        let error = component.sync().unwrap_err().to_string();
+        assert!(error.contains("a flush has failed, and what it lost is not written again"), "{error}");
+        assert!(component.settle().is_err());
+        write(&component, 0..4096);
+        component.sync().unwrap();
+        component.settle().unwrap();
+    }
+
+    #[test]
+    fn a_sync_that_fails_is_remembered() {
+        let limits = Limits {
+            logical_block: 512,
+            physical_block: 512,
+            alignment_offset: 0,
+            io_min: 0,
+            io_opt: 0,
+            discard: None,
+            write_zeroes: false,
+        };
+        // Not even this kernel syncs it.
+        let null = File::open("/dev/null").unwrap();
+        let component = Component::simulated(null, 0, Sectors::new(64), limits, Access::Buffered);
+        write(&component, 512..1024);
+        assert_eq!(component.sync().unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert!(component.unflushed.as_ref().unwrap().stamp().lost());
+        write(&component, 0..4096);
+        component.settle().unwrap_err();
+        assert!(component.unflushed.as_ref().unwrap().stamp().lost(), "as much by what hands a component over");
     }
 }
