@@ -110,6 +110,19 @@ impl Devices {
         minors
     }
 
+    /// Devices that change when a device is resumed, or must not change meanwhile: those above it, which come first and lower
+    /// ones first, and those below its inactive table.
+    pub fn concerned(&self, minor: u32) -> Vec<u32> {
+        let mut all = self.above(minor, true);
+        let lowers = self.all.get(&minor).and_then(|device| device.inactive.as_ref()).map(|table| table.lowers());
+        for lower in lowers.into_iter().flatten() {
+            let more = self.below(lower, &Tables::new()).into_iter().filter(|minor| !all.contains(minor));
+            let more: Vec<u32> = more.collect();
+            all.extend(more);
+        }
+        all
+    }
+
     /// Users of a device: its front end, and the devices that lie on it.
     pub fn open_count(&self, minor: u32) -> u32 {
         let connected = self.all.get(&minor).is_some_and(Device::is_connected);

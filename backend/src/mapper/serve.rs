@@ -32,6 +32,7 @@ pub(super) struct Serving {
 impl Socket {
     pub fn at(path: PathBuf) -> Result<Socket, SocketError> {
         let (listener, owned) = socket::listen(&path)?;
+        let path = std::path::absolute(&path).unwrap_or(path);
         Ok(Socket { inherited: Inherited::Listening(listener), owned: Some(owned), shown: path.display().to_string() })
     }
 

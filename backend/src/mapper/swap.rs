@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::chain::Chain;
+use crate::check;
 use crate::control::schema::{Info, Resume, Resumed, Suspend, UnderWay, Waiting};
 use crate::device::Component;
 use crate::disk::Disk;
 use crate::frontend::Session;
 use crate::frontend::quiesce::{self, Waits};
+use crate::limited;
 use crate::worker::ops;
 
 use super::device::Tables;
@@ -56,7 +58,7 @@ impl Mapper {
     /// # Errors
     /// No such device (ENXIO), the new table cannot be used (EINVAL ...), caller gone (EINTR).
     pub fn resume(&self, resume: &Resume, caller: &dyn Caller) -> Verb<Resumed> {
-        let (minor, claim) = self.claim(&resume.which, caller, |devices, minor| devices.above(minor, true))?;
+        let (minor, claim) = self.claim(&resume.which, caller, |devices, minor| devices.concerned(minor))?;
         let (new, began) = {
             let devices = self.devices();
             let device = devices.get(minor)?;
@@ -64,8 +66,9 @@ impl Mapper {
         };
         let paused = match new {
             Some(table) => {
+                let first = self.devices().get(minor)?.active.is_none();
                 let paused = self.exchange(minor, &table, resume, &claim, caller)?;
-                Some(began.map_or(paused, |began| began.elapsed()))
+                Some(began.map_or(paused, |began| began.elapsed())).filter(|_| !first)
             }
             None => {
                 self.go_on(minor, &claim);
@@ -80,11 +83,12 @@ impl Mapper {
         Ok(Resumed { info, paused_us })
     }
 
-    /// Brings the queues of the claimed devices to rest.
+    /// Brings the queues of a device to rest, and of those above it.
     fn rest(&self, minor: u32, claim: &Claim<'_>, caller: &dyn Caller) -> Verb<()> {
         let sessions: Vec<Arc<Session>> = {
             let devices = self.devices();
-            let claimed = claim.minors.iter().filter_map(|minor| devices.all.get(minor));
+            let above = devices.above(minor, true);
+            let claimed = above.iter().filter_map(|minor| devices.all.get(minor));
             // Blocked before the session is looked for: one that begins later sees it.
             claimed.clone().for_each(|device| device.disk.block(true));
             claimed.filter_map(|device| device.session()).collect()
@@ -119,33 +123,44 @@ impl Mapper {
         claim: &Claim<'_>,
         caller: &dyn Caller,
     ) -> Verb<std::time::Duration> {
-        self.may_change(minor, table, resume.force)?;
-        let exchanged = self.prepare(minor, table, claim).and_then(|changes| {
-            if !resume.noflush {
-                // What can be done before the guest has to wait. It is done again, so its failure is found then.
-                let _ = changes.iter().try_for_each(settle);
-            }
-            let began = Instant::now();
-            self.rest(minor, claim, caller)?;
-            self.commit(minor, &changes, resume.noflush)?;
-            Ok((changes, began))
-        });
-        let (changes, began) = match exchanged {
-            Ok(exchanged) => exchanged,
+        let above = self.devices().above(minor, true);
+        let changes = match self.prepare(minor, table, &above) {
+            Ok(changes) => changes,
+            Err(error) => return Err(self.fail(minor, error, claim, caller)),
+        };
+        changes.iter().try_for_each(|change| change.is_bearable(resume.force || table.force))?;
+        let exchanged = self.exchange_now(minor, &changes, resume.noflush, claim, caller);
+        let began = match exchanged {
+            Ok(began) => began,
             Err(error) if error.errno == libc::EINTR => return Err(error),
             Err(error) => return Err(self.fail(minor, error, claim, caller)),
         };
         self.go_on(minor, claim);
         let paused = began.elapsed();
         for change in &changes {
-            if change.old.len() != change.new.len()
-                && let Some(session) = &change.session
-            {
-                session.config_changed();
-            }
+            change.tell();
         }
         self.devices().get(minor)?.events.raise();
         Ok(paused)
+    }
+
+    /// Returns since when the queues have rested.
+    fn exchange_now(
+        &self,
+        minor: u32,
+        changes: &[Change],
+        noflush: bool,
+        claim: &Claim<'_>,
+        caller: &dyn Caller,
+    ) -> Verb<Instant> {
+        if !noflush {
+            // What can be done before the guest has to wait. It is done again, so its failure is found then.
+            let _ = changes.iter().try_for_each(settle);
+        }
+        let began = Instant::now();
+        self.rest(minor, claim, caller)?;
+        self.commit(minor, changes, noflush)?;
+        Ok(began)
     }
 
     /// The device is no longer suspended.
@@ -178,39 +193,13 @@ impl Mapper {
         }
     }
 
-    /// # Errors
-    /// What a guest would not survive.
-    fn may_change(&self, minor: u32, table: &Table, force: bool) -> Verb<()> {
-        let devices = self.devices();
-        let device = devices.get(minor)?;
-        let Some(old) = device.active.as_ref().filter(|_| device.is_connected()) else { return Ok(()) };
-        if table.len() < old.len() && !force && !table.force {
-            return Err(DmError::new(libc::EBUSY).detail(format!(
-                "{}: a front end is connected, and the new table has {} sectors where the live one has {}: requests beyond \
-                 them would fail. --force resumes it all the same; `dmsetup clear` drops it",
-                device.name,
-                table.len(),
-                old.len()
-            )));
-        }
-        let (now, then) = (old.map.limits().logical_block, table.map.limits().logical_block);
-        if then > now {
-            return Err(DmError::new(libc::EINVAL).detail(format!(
-                "{}: its front end was told of blocks of {now} bytes, and the new table has blocks of {then}: end the front \
-                 end first",
-                device.name
-            )));
-        }
-        Ok(())
-    }
-
     /// Builds what is exchanged: the device's table over the devices that it lies on as they are now, and the tables that lie
     /// on it, lower ones first.
-    fn prepare(&self, minor: u32, table: &Arc<Table>, claim: &Claim<'_>) -> Verb<Vec<Change>> {
+    fn prepare(&self, minor: u32, table: &Arc<Table>, above: &[u32]) -> Verb<Vec<Change>> {
         table.still_fits(minor)?;
         let devices = self.devices();
         let mut tables = Tables::new();
-        for &claimed in &claim.minors {
+        for &claimed in above {
             let old = match claimed == minor {
                 true => Some(table),
                 false => devices.get(claimed)?.active.as_ref(),
@@ -288,6 +277,50 @@ impl Mapper {
             return Ok(None);
         }
         Socket::at(serve::socket_path(dir, &device.name)).map(Some).map_err(|error| serve::unservable(&error))
+    }
+}
+
+impl Change {
+    /// # Errors
+    /// What a guest would not survive.
+    fn is_bearable(&self, force: bool) -> Verb<()> {
+        if self.session.is_none() || self.old.is_empty() {
+            return Ok(());
+        }
+        let name = &self.old.name;
+        let (now, then) = (self.old.len(), self.new.len());
+        if then < now && !force {
+            return Err(DmError::new(libc::EBUSY).detail(format!(
+                "{name}: a front end is connected, and the new table has {then} sectors where the live one has {now}: \
+                 requests beyond them would fail. --force resumes it all the same; `dmsetup clear` drops it"
+            )));
+        }
+        let (now, then) = (self.old.map.limits().logical_block, self.new.map.limits().logical_block);
+        if then > now {
+            return Err(DmError::new(libc::EINVAL).detail(format!(
+                "{name}: its front end was told of blocks of {now} bytes, and the new table has blocks of {then}: end the \
+                 front end first"
+            )));
+        }
+        Ok(())
+    }
+
+    /// What happens is said in the log, and to the front end where it can see it.
+    fn tell(&self) {
+        if self.old.len() != self.new.len()
+            && let Some(session) = &self.session
+        {
+            session.config_changed();
+        }
+        limited!(
+            self.disk.limiters.control,
+            info,
+            "{}: {} sectors, {} on {} from now on",
+            self.new.name,
+            self.new.len(),
+            check::count(self.new.map.segments(), "segment"),
+            check::count(self.new.map.flush_set().len(), "component"),
+        );
     }
 }
 

@@ -353,7 +353,14 @@ pub(super) fn components<'t>(map: &Map, tables: impl Iterator<Item = &'t Table>)
 
 /// A refusal of a table, as the kernel gives it.
 pub(super) fn refused(minor: u32, diagnostic: &Diagnostic) -> DmError {
-    let reason = diagnostic.reason();
+    let mut reason = diagnostic.reason().to_owned();
+    // The kernel says the errno behind what a target's constructor gives as its reason.
+    let of_target = reason.split_once(": ").is_some_and(|(target, rest)| {
+        dm_table::target_types().any(|known| known == target) && !rest.ends_with(')') && rest != "unknown target type"
+    });
+    if of_target {
+        reason.push_str(" (-EINVAL)");
+    }
     let named = reason.rsplit_once("(-").and_then(|(_, rest)| rest.strip_suffix(')'));
     let errno = named.and_then(DmError::number).unwrap_or(libc::EINVAL);
     DmError::new(errno).kernel(format!("table: {MAJOR}:{minor}: {reason}")).detail(diagnostic.to_string())
