@@ -48,6 +48,25 @@ pub(super) fn choose(
     }
 }
 
+/// The same for a file that is open already, and was found to be read as `before`. The flags of its description are others'
+/// too, and stay.
+pub(super) fn again(
+    file: &File,
+    before: Access,
+    logical_block: u32,
+    size: Sectors,
+    writable: bool,
+) -> Result<(Access, Option<Mapping>), String> {
+    match before {
+        Access::Buffered => Ok((Access::Buffered, None)),
+        Access::Direct { .. } => Ok((direct(file, logical_block)?, None)),
+        Access::Mapped => Ok(match Mapping::new(file, size.bytes(), writable, page_size(file)) {
+            Ok(mapping) => (Access::Mapped, Some(mapping)),
+            Err(_) => (Access::Buffered, None),
+        }),
+    }
+}
+
 fn direct(file: &File, logical_block: u32) -> Result<Access, String> {
     if let Some(name) = in_memory(file) {
         return Err(format!("{name} keeps its data in memory, there is no device to be direct to"));

@@ -1,15 +1,19 @@
 //! An open component device and what is known about it.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use dm_table::Sectors;
 
 use crate::guest::Mapping;
 
-use super::handover::Held;
+use super::error::OpenError;
+use super::facts;
 use super::limits::{DiscardMethod, Limits};
+use super::opening::Opening;
 use super::unflushed::Unflushed;
 
 /// How the data of components may be cached on this machine.
@@ -82,11 +86,14 @@ pub struct Options {
     pub incoming: bool,
 }
 
-/// An open component device. Opened by [`super::Registry::open`], closed when its last user drops it.
+/// An open component device as it was at one moment. Opened by [`super::Registry::open`], closed when its last user drops
+/// it.
+///
+/// A device that has grown or shrunk, or whose limits have changed, is another `Component` for who opens it afterwards;
+/// this one goes on as it is. Both have the same open file, locks, claim and memory of what is not flushed.
 #[derive(Debug)]
 pub struct Component {
-    /// The open file, see [`Component::file`].
-    pub(super) held: Held,
+    pub(super) opening: Arc<Opening>,
     /// The kernel's disk name (`vda1`) or the file's name (`disk.img`).
     pub name: String,
     /// The path as the user wrote it; for `major:minor` the device node that was found.
@@ -95,7 +102,7 @@ pub struct Component {
     pub kind: Kind,
     /// What makes another path the same component.
     pub identity: Identity,
-    /// Whole sectors of the device.
+    /// Whole sectors of the device, when this was made of it.
     pub size: Sectors,
     /// What the device can do.
     pub limits: Limits,
@@ -110,18 +117,61 @@ pub struct Component {
     pub unflushed: Option<Arc<Unflushed>>,
     /// What the user should know although it refuses nothing, to be printed after the path.
     pub warnings: Vec<String>,
-    /// The writable opening of the same component by this process. Its locks exclude other writers for this
-    /// reader too, so it lives as long as the reader.
-    pub(super) writer: OnceLock<Arc<Component>>,
 }
 
 impl Component {
+    /// The open file. Image locks and an exclusive claim belong to its open file description, so they last until the
+    /// kernel has dropped the last reference to it, including that of a write in flight. It is another one after a
+    /// block device has been handed over.
+    pub fn file(&self) -> Arc<File> {
+        self.opening.file()
+    }
+
+    /// A disk that writes the component starts to be served: locks it, and claims it, unless that was done before. Tells
+    /// whether it was not.
+    ///
+    /// # Errors
+    /// Who else has it. It is to be tried again only as long as there is hope.
+    pub(crate) fn take(&self) -> Result<bool, OpenError> {
+        self.opening.take()
+    }
+
+    /// A disk does not write the component any more, because its table has changed. Nothing of it is under way. Locks and
+    /// claim stay, for whoever else has the component; they go with the open file.
+    pub(crate) fn leave(&self) {
+        self.opening.leave();
+    }
+
+    /// A disk that writes the component is not served any more, and another process will take it. Nothing of the disk is
+    /// under way. Locks and claim go with the last such disk.
+    pub(crate) fn give_up(&self) {
+        self.opening.give_up();
+    }
+
+    /// Brings to the disk what this process has written to the component: all writes that have ended. Waits for the
+    /// device, so it is not for a worker.
+    ///
+    /// # Errors
+    /// What was written is lost, or may be, now or since an earlier flush: as a guest's flush is told.
+    pub fn sync(&self) -> io::Result<()> {
+        self.opening.sync()
+    }
+
+    /// Brings what was written to where another process, perhaps on another machine, will find it, as QEMU does before it
+    /// hands an image over.
+    ///
+    /// # Errors
+    /// What was written is lost, or may be: the next owner would not know.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        self.opening.settle()
+    }
+
     /// Whole sectors of the device now; `size` is what it had when it was opened.
     ///
     /// # Errors
     /// The system's.
-    pub fn current_size(&self) -> std::io::Result<Sectors> {
-        super::facts::size_in_bytes(&self.file()).map(Sectors::from_bytes_floor)
+    pub fn current_size(&self) -> io::Result<Sectors> {
+        facts::size_in_bytes(&self.file()).map(Sectors::from_bytes_floor)
     }
 
     /// One line for people: `disk.img: file, 40960 sectors, 512-byte blocks, direct (512-byte buffers),

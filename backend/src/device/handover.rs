@@ -9,54 +9,21 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::component::{Access, Component, Kind};
+use super::component::{Access, Kind};
 use super::error::OpenError;
 use super::holder;
 use super::locks::{self, Refusal, Use};
+use super::opening::Opening;
 
-/// The open file of a component, and whether it is ours to write.
-#[derive(Debug)]
-pub(super) struct Held(Mutex<State>);
-
-#[derive(Debug)]
-struct State {
-    file: Arc<File>,
-    // Locks and claim are on `file`'s description.
-    owned: bool,
-    // Disks of this process that write it.
-    users: usize,
-}
-
-impl Held {
-    pub fn new(file: File, owned: bool) -> Held {
-        Held(Mutex::new(State { file: Arc::new(file), owned, users: 0 }))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Component {
-    /// The open file. Image locks and an exclusive claim belong to its open file description, so they last until the
-    /// kernel has dropped the last reference to it, including that of a write in flight. It is another one after a
-    /// block device has been handed over.
-    pub fn file(&self) -> Arc<File> {
-        self.held.state().file.clone()
-    }
-
-    /// A disk that writes the component starts to be served: locks it, and claims it, unless that was done before. Tells
-    /// whether it was not.
-    ///
-    /// # Errors
-    /// Who else has it. It is to be tried again only as long as there is hope.
-    pub(crate) fn take(&self) -> Result<bool, OpenError> {
-        let mut state = self.held.state();
+/// What [`super::Component`] says of them.
+impl Opening {
+    pub fn take(&self) -> Result<bool, OpenError> {
+        let mut state = self.state();
         let locks = !state.owned && !self.read_only;
         if locks {
             let file = match self.kind {
@@ -70,18 +37,11 @@ impl Component {
         Ok(locks)
     }
 
-    /// A disk does not write the component any more, because its table has changed. Nothing of it is under way. Locks and
-    /// claim stay, for whoever else has the component; they go with the open file.
-    pub(crate) fn leave(&self) {
-        let mut state = self.held.state();
+    pub fn leave(&self) {
+        let mut state = self.state();
         state.users = state.users.saturating_sub(1);
     }
 
-    /// Brings to the disk what this process has written to the component: all writes that have ended. Waits for the
-    /// device, so it is not for a worker.
-    ///
-    /// # Errors
-    /// What was written is lost, or may be, now or since an earlier flush: as a guest's flush is told.
     pub fn sync(&self) -> io::Result<()> {
         let Some(unflushed) = &self.unflushed else { return Ok(()) };
         let flush = unflushed.begin();
@@ -98,12 +58,7 @@ impl Component {
         io::Error::other(format!("{}: a flush has failed, and what it lost is not written again", self.name))
     }
 
-    /// Brings what was written to where another process, perhaps on another machine, will find it, as QEMU does before it
-    /// hands an image over.
-    ///
-    /// # Errors
-    /// What was written is lost, or may be: the next owner would not know.
-    pub(crate) fn settle(&self) -> io::Result<()> {
+    pub fn settle(&self) -> io::Result<()> {
         if self.unflushed.as_ref().is_some_and(|unflushed| unflushed.stamp().lost()) {
             return Err(self.lost());
         }
@@ -113,10 +68,8 @@ impl Component {
         }
     }
 
-    /// A disk that writes the component is not served any more, and another process will take it. Nothing of the disk is
-    /// under way. Locks and claim go with the last such disk.
-    pub(crate) fn give_up(&self) {
-        let mut state = self.held.state();
+    pub fn give_up(&self) {
+        let mut state = self.state();
         state.users = state.users.saturating_sub(1);
         if state.users > 0 || !state.owned || self.read_only {
             return;
@@ -177,12 +130,10 @@ impl Component {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use dm_table::Sectors;
 
     use super::*;
-    use crate::device::{Cache, Limits, Options, Registry, Unflushed};
+    use crate::device::{Cache, Component, Limits, Options, Registry, Unflushed};
 
     fn write(component: &Component, bytes: std::ops::Range<u64>) {
         let unflushed: &Arc<Unflushed> = component.unflushed.as_ref().unwrap();

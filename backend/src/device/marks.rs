@@ -2,7 +2,7 @@
 //!
 //! Whole blocks of 4 KiB, which nearly all writes consist of, have a bit each; for writes of less there is a second set of
 //! bits, one for each sector. The tables that hold the bits are made when they are first used: 4 KiB of them for 128 MiB
-//! of whole blocks, or 16 MiB of sectors. What has been added is found again by summaries: bits for the words and tables
+//! of whole blocks, or 16 MiB of sectors. There is no end to them, as a component may grow. What has been added is found again by summaries: bits for the words and tables
 //! that may have some set. Bits are set from the word up to the summaries and taken from the summaries down to the word,
 //! so that what is added during a drain is found by that one or the next.
 
@@ -51,10 +51,24 @@ struct Branch {
     some: Summary,
 }
 
+/// Branches that lie side by side.
+type Bough = Box<[OnceLock<Box<Branch>>]>;
+
+/// Boughs for every branch that a byte address can lead to, whatever the unit.
+const BOUGHS: usize = 32;
+
 /// Bits for units of `1 << shift` bytes.
 struct Bits {
     shift: u32,
-    branches: Box<[OnceLock<Box<Branch>>]>,
+    // Each has twice as many branches as the one before, so that they need not be moved for more of them.
+    boughs: [OnceLock<Bough>; BOUGHS],
+}
+
+/// The bough of a branch, and its place there.
+#[inline]
+fn place(branch: usize) -> (usize, usize) {
+    let bough = (branch + 1).ilog2();
+    (bough as usize, branch + 1 - (1 << bough))
 }
 
 /// Sets bits, without a store where they are set.
@@ -66,9 +80,8 @@ fn add(word: &AtomicU64, mask: u64) {
 }
 
 impl Bits {
-    fn new(shift: u32, bytes: u64) -> Bits {
-        let branches = (bytes >> shift) / (BITS * FAN as u64) + 1;
-        Bits { shift, branches: (0..branches).map(|_| OnceLock::new()).collect() }
+    fn new(shift: u32) -> Bits {
+        Bits { shift, boughs: [const { OnceLock::new() }; BOUGHS] }
     }
 
     #[inline]
@@ -80,8 +93,11 @@ impl Bits {
             let mask = (u64::MAX >> (64 - here)) << bit;
             let (leaf, word) = ((unit / BITS) as usize, (unit % BITS / 64) as usize);
             unit += here;
-            // What lies past the size that the component had when it was opened does not count.
-            let Some(branch) = self.branches.get(leaf / FAN) else { return };
+            let (bough, at) = place(leaf / FAN);
+            let branches = || (0..1 << bough).map(|_| OnceLock::new()).collect::<Bough>();
+            // Every place is inside.
+            let Some(bough) = self.boughs.get(bough) else { return };
+            let Some(branch) = bough.get_or_init(branches).get(at) else { return };
             let branch = branch
                 .get_or_init(|| Box::new(Branch { leaves: [const { OnceLock::new() }; FAN], some: Summary::empty() }));
             let empty = || Box::new(Leaf { words: [const { AtomicU64::new(0) }; FAN], some: Summary::empty() });
@@ -93,8 +109,11 @@ impl Bits {
     }
 
     fn drain(&self, f: &mut impl FnMut(Range<u64>)) {
-        for (i, branch) in self.branches.iter().enumerate() {
-            let Some(branch) = branch.get() else { continue };
+        let branches = self.boughs.iter().enumerate().filter_map(|(bough, branches)| {
+            let first = (1 << bough) - 1;
+            Some(branches.get()?.iter().enumerate().filter_map(move |(at, branch)| Some((first + at, branch.get()?))))
+        });
+        for (i, branch) in branches.flatten() {
             branch.some.take(|leaf| {
                 let Some(place) = branch.leaves[leaf].get() else { return };
                 let first = (i * FAN + leaf) as u64 * BITS;
@@ -123,14 +142,13 @@ fn runs(mut bits: u64, mut f: impl FnMut(Range<u64>)) {
 /// See the module's text.
 pub(super) struct Marks {
     blocks: Bits,
-    sectors: OnceLock<Bits>,
-    bytes: u64,
+    sectors: Bits,
 }
 
 impl Marks {
-    /// None, of a component of so many bytes.
-    pub fn new(bytes: u64) -> Marks {
-        Marks { blocks: Bits::new(BLOCK, bytes), sectors: OnceLock::new(), bytes }
+    /// None.
+    pub fn new() -> Marks {
+        Marks { blocks: Bits::new(BLOCK), sectors: Bits::new(SECTOR) }
     }
 
     /// Adds a range of whole sectors.
@@ -140,7 +158,7 @@ impl Marks {
         if (range.start | range.end) & MASK == 0 {
             return self.blocks.set(range);
         }
-        let sectors = self.sectors.get_or_init(|| Bits::new(SECTOR, self.bytes));
+        let sectors = &self.sectors;
         let (from, to) = ((range.start + MASK) & !MASK, range.end & !MASK);
         if from >= to {
             return sectors.set(range);
@@ -153,9 +171,7 @@ impl Marks {
     /// Takes everything out. What is added meanwhile is in this drain or in the next.
     pub fn drain(&self, mut f: impl FnMut(Range<u64>)) {
         self.blocks.drain(&mut f);
-        if let Some(sectors) = self.sectors.get() {
-            sectors.drain(&mut f);
-        }
+        self.sectors.drain(&mut f);
     }
 }
 
@@ -178,7 +194,7 @@ mod tests {
     #[test]
     fn what_was_added_comes_out_once_and_exactly() {
         let size = 400 << 30;
-        let marks = Marks::new(size);
+        let marks = Marks::new();
         let mut rng = fastrand::Rng::with_seed(1);
         for _ in 0..200 {
             let mut ranges = Vec::new();
@@ -195,17 +211,26 @@ mod tests {
     }
 
     #[test]
-    fn the_last_sector_counts_and_what_lies_past_the_tables_does_not() {
-        let marks = Marks::new(5 * 512);
-        marks.add(4 * 512..5 * 512);
-        assert!(drained(&marks) == BTreeSet::from([4]));
-        marks.add(1 << 50..(1 << 50) + 4096);
-        assert!(drained(&marks).is_empty());
+    fn branches_are_side_by_side_and_all_have_a_place() {
+        assert_eq!([0, 1, 2, 3, 6, 7].map(place), [(0, 0), (1, 0), (1, 1), (2, 0), (2, 3), (3, 0)]);
+        let last = (u64::MAX >> SECTOR) / (BITS * FAN as u64);
+        assert!(place(last as usize).0 < BOUGHS);
+    }
+
+    #[test]
+    fn what_lies_where_no_component_has_been_yet_counts() {
+        let marks = Marks::new();
+        for at in [0, 5 << 30, 40 << 30, 900 << 30, 1 << 47] {
+            marks.add(at + 4 * 512..at + 5 * 512);
+            assert!(drained(&marks) == BTreeSet::from([at / 512 + 4]));
+            marks.add(at..at + 4096);
+            assert!(drained(&marks) == (at / 512..at / 512 + 8).collect());
+        }
     }
 
     #[test]
     fn nothing_gets_lost_between_threads() {
-        let marks = Marks::new(1 << 30);
+        let marks = Marks::new();
         let found = std::sync::Mutex::new(BTreeSet::new());
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..3_u64)

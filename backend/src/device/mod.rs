@@ -24,6 +24,7 @@ mod locks;
 mod lookup;
 mod marks;
 mod open;
+mod opening;
 mod proc;
 mod registry;
 #[cfg(test)]

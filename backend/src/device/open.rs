@@ -1,24 +1,20 @@
 //! Opening a component that has been found: claims, locks, facts.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::claims::{self, Claim};
-use super::component::{Access, Component, Kind, Options};
+use super::component::{Component, Kind, Options};
 use super::error::OpenError;
-use super::handover::Held;
 use super::holder::{self, Holder};
 use super::locks::{self, Refusal, Use};
 use super::lookup::{self, Located};
+use super::opening::Opening;
 use super::sysfs::Disk;
-use super::unflushed::Unflushed;
-use super::{access, facts};
 
 /// Opens what was found, or says why it must not be served in the way that `opts` asks for.
 pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenError> {
@@ -33,53 +29,7 @@ pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenE
     if !later {
         take_locks(&file, located, opts.read_only, &mut warnings)?;
     }
-
-    let path = &located.path;
-    let io_error = |doing| {
-        let path = path.clone();
-        move |source: io::Error| OpenError::Io { path, doing, source }
-    };
-    let bytes = facts::size_in_bytes(&file).map_err(io_error("cannot find its size"))?;
-    let size = facts::whole_sectors(bytes, &mut warnings);
-    if size.is_zero() {
-        return Err(OpenError::Empty { path: path.clone(), why: emptiness(located.kind, bytes) });
-    }
-    let limits = match located.kind {
-        Kind::Block { .. } => facts::of_block(&file, disk.as_ref(), opts.read_only, &mut warnings)
-            .map_err(io_error("cannot find its block sizes"))?,
-        Kind::File => facts::of_file(&file, &located.stat, bytes, opts.read_only),
-    };
-    let (access, mapping) = access::choose(&file, opts.cache, limits.logical_block, size, !opts.read_only)
-        .map_err(|why| OpenError::NoDirectIo { path: path.clone(), why })?;
-    let name = match &disk {
-        Some(disk) => disk.name(),
-        None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
-    };
-    let flushed = !opts.read_only && mapping.is_none();
-    let unflushed = flushed.then(|| Arc::new(Unflushed::new(&name, size.bytes(), access == Access::Buffered)));
-    Ok(Component {
-        held: Held::new(file, !later),
-        name,
-        path: path.clone(),
-        kind: located.kind,
-        identity: located.identity,
-        size,
-        limits,
-        read_only: opts.read_only,
-        access,
-        mapping,
-        unflushed,
-        warnings,
-        writer: OnceLock::new(),
-    })
-}
-
-fn emptiness(kind: Kind, bytes: u64) -> String {
-    match (kind, bytes) {
-        (Kind::Block { .. }, _) => "the device has no sectors (no medium, or nothing attached)".into(),
-        (Kind::File, 0) => "the file is empty".into(),
-        (Kind::File, _) => format!("the file has {bytes} bytes, less than a sector"),
-    }
+    Opening::first((file, !later), located, (opts.read_only, opts.cache), warnings)
 }
 
 /// Refuses writable serving of what this machine uses or has write-protected. Reading such a device harms

@@ -8,6 +8,7 @@ use super::error::OpenError;
 use super::fence::{Fence, Patience};
 use super::locks;
 use super::lookup::{self, Located};
+use super::opening::Opening;
 
 /// The components that a process has open, by identity.
 ///
@@ -22,8 +23,25 @@ pub struct Registry {
 /// The openings of one component.
 #[derive(Debug, Default)]
 struct Openings {
-    writer: Weak<Component>,
-    reader: Weak<Component>,
+    writer: Known,
+    reader: Known,
+}
+
+/// An opening, and the newest component that was made of it.
+#[derive(Debug, Default)]
+struct Known {
+    opening: Weak<Opening>,
+    newest: Weak<Component>,
+}
+
+impl Known {
+    fn is_open(&self) -> bool {
+        self.opening.strong_count() > 0
+    }
+
+    fn keep(&mut self, component: &Arc<Component>) {
+        *self = Known { opening: Arc::downgrade(&component.opening), newest: Arc::downgrade(component) };
+    }
 }
 
 impl Registry {
@@ -45,6 +63,9 @@ impl Registry {
     ///
     /// A component that is open writable serves read-only users as well. One that is open for reading is
     /// opened a second time for a writer, under the locks of the same process.
+    ///
+    /// What is given has the size and the limits that the device has now. A component that was given before is given again
+    /// as long as they are the same, and goes on with those that it has when they are not: see [`Component`].
     pub fn open(
         &mut self,
         text: &str,
@@ -52,19 +73,24 @@ impl Registry {
         opts: &Options,
     ) -> Result<Arc<Component>, OpenError> {
         let located = lookup::locate(text, major_minor)?;
-        self.open.retain(|_, openings| openings.writer.strong_count() + openings.reader.strong_count() > 0);
+        self.open.retain(|_, openings| openings.writer.is_open() || openings.reader.is_open());
         let openings = self.open.entry(located.identity).or_default();
-        let reader = openings.reader.upgrade();
-        let shared = openings.writer.upgrade().or_else(|| reader.clone().filter(|_| opts.read_only));
-        if let Some(component) = shared {
-            return fits(&component, &located, opts.cache).map(|()| component);
-        }
-        let component = match &reader {
-            None => Arc::new(self.fence.open(&located, opts)?),
-            Some(reader) => beside(&mut self.fence, reader, &located, opts)?,
+        let reader = openings.reader.opening.upgrade();
+        let serving = match openings.writer.is_open() || !opts.read_only {
+            true => &mut openings.writer,
+            false => &mut openings.reader,
         };
-        let opening = if opts.read_only { &mut openings.reader } else { &mut openings.writer };
-        *opening = Arc::downgrade(&component);
+        let component = match serving.opening.upgrade() {
+            Some(opening) => {
+                fits(&opening, &located, opts.cache)?;
+                opening.again(serving.newest.upgrade(), &located)?
+            }
+            None => match reader {
+                None => Arc::new(self.fence.open(&located, opts)?),
+                Some(reader) => beside(&mut self.fence, &reader, &located, opts)?,
+            },
+        };
+        serving.keep(&component);
         Ok(component)
     }
 }
@@ -72,12 +98,7 @@ impl Registry {
 /// Opens a writer beside this process's own reader. The reader's locks cannot be told from a stranger's, so
 /// those that exclude a writer are given up; from then on the writer's locks, which the reader keeps alive,
 /// stand for both. A stranger who writes in between makes the opening fail.
-fn beside(
-    fence: &mut Fence,
-    reader: &Arc<Component>,
-    located: &Located,
-    opts: &Options,
-) -> Result<Arc<Component>, OpenError> {
+fn beside(fence: &mut Fence, reader: &Opening, located: &Located, opts: &Options) -> Result<Arc<Component>, OpenError> {
     let io_error = |source| OpenError::Io { path: located.path.clone(), doing: "cannot change its locks", source };
     // A file system without locks has already been warned of, and there is nothing to give up.
     let locked = locks::let_writer_in(&reader.file()).is_ok();
@@ -85,7 +106,7 @@ fn beside(
         Ok(writer) => {
             let writer = Arc::new(writer);
             // Never set before: a writer that a reader keeps alive is found by its Weak and shared.
-            let _ = reader.writer.set(Arc::clone(&writer));
+            let _ = reader.writer.set(writer.opening.clone());
             Ok(writer)
         }
         Err(error) => {
@@ -98,8 +119,8 @@ fn beside(
 }
 
 /// Whether an opening that exists is what a further user asks for.
-fn fits(component: &Component, located: &Located, cache: Cache) -> Result<(), OpenError> {
-    let why = match (cache, component.access) {
+fn fits(opening: &Opening, located: &Located, cache: Cache) -> Result<(), OpenError> {
+    let why = match (cache, opening.access) {
         (Cache::Direct, Access::Buffered | Access::Mapped) => "this process has it open through the page cache already",
         (Cache::Buffered, Access::Direct { .. }) => "this process has it open with direct I/O already",
         _ => return Ok(()),

@@ -2,30 +2,31 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use dm_table::Sectors;
 
-use super::handover::Held;
-use super::{Access, Component, Identity, Kind, Limits, Unflushed};
+use super::opening::Opening;
+use super::{Access, Component, Identity, Kind, Limits};
 
 impl Component {
     /// Component number `number`, whose data is not in `file` but with the engine that knows it by `file`.
     pub(crate) fn simulated(file: File, number: usize, size: Sectors, limits: Limits, access: Access) -> Component {
+        let (name, identity) = (format!("c{number}"), Identity::File { dev: 0, inode: number as u64 });
+        let opening = Opening::simulated(file, name.clone(), identity, limits, access);
         Component {
-            held: Held::new(file, true),
-            name: format!("c{number}"),
-            path: PathBuf::from(format!("c{number}")),
+            path: PathBuf::from(&name),
+            name,
             kind: Kind::File,
-            identity: Identity::File { dev: 0, inode: number as u64 },
+            identity,
             size,
             limits,
             read_only: false,
             access,
             mapping: None,
-            unflushed: Some(Arc::new(Unflushed::new(&format!("c{number}"), size.bytes(), access == Access::Buffered))),
+            unflushed: opening.unflushed.clone(),
             warnings: Vec::new(),
-            writer: OnceLock::new(),
+            opening: Arc::new(opening),
         }
     }
 }

@@ -23,10 +23,11 @@
 //!
 //! **What remains.** Where two flushes run at a time in two workers, the one that the kernel tells of no error may end
 //! first: then its success has been reported before the failure of the other is known. What it was for counts as lost all
-//! the same, and the next flush fails. The same is true of a write that was to be durable. Of a range that a write failed to write, nothing is expected to last. More is called lost than is:
-//! the kernel does not say which pages it dropped, and some of them may well be on the disk. A guest that only reads
-//! has no way out of that, and a restart of this process forgets it (which is why the log says what was lost). A flush
-//! that failed for a predecessor is not known here.
+//! the same, and the next flush fails. The same is true of a write that was to be durable. Of a range that a write failed to
+//! write, nothing is expected to last. More is called lost than is: the kernel does not say which pages it dropped, and
+//! some of them may well be on the disk. A guest that only reads has no way out of that, nor has one whose table does not
+//! lead to what is lost any more, or whose component has become shorter than that; a restart of this process forgets it
+//! (which is why the log says what was lost). A flush that failed for a predecessor is not known here.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -100,13 +101,12 @@ impl std::fmt::Debug for Unflushed {
 }
 
 impl Unflushed {
-    /// Nothing is unflushed of a component of so many bytes. The name is for the log; `cached`: its data goes through the
-    /// page cache.
-    pub fn new(name: &str, bytes: u64, cached: bool) -> Unflushed {
+    /// Nothing is unflushed. The name is for the log; `cached`: the component's data goes through the page cache.
+    pub fn new(name: &str, cached: bool) -> Unflushed {
         Unflushed {
             name: name.to_owned(),
             cached,
-            generations: [Marks::new(bytes), Marks::new(bytes)],
+            generations: [Marks::new(), Marks::new()],
             current: AtomicU64::new(0),
             stamp: AtomicU64::new(0),
             flushes: Mutex::default(),

@@ -3,7 +3,7 @@ use super::*;
 const K: u64 = 1024;
 
 fn unflushed() -> Unflushed {
-    Unflushed::new("c0", 1 << 30, true)
+    Unflushed::new("c0", true)
 }
 
 fn write(ledger: &Unflushed, bytes: Range<u64>) {
@@ -57,7 +57,7 @@ fn a_write_again_must_itself_be_flushed() {
 #[test]
 fn a_durable_write_that_fails_may_have_been_told_of_others() {
     for (cached, kept) in [(true, false), (false, true)] {
-        let ledger = Unflushed::new("c0", 1 << 30, cached);
+        let ledger = Unflushed::new("c0", cached);
         write(&ledger, 0..4 * K);
         ledger.failed_durably();
         assert_eq!(flush(&ledger, true), kept);

@@ -201,7 +201,7 @@ fn zeroing_goes_by_the_best_way_that_the_device_knows() {
 fn flushes_fail_until_what_one_may_have_lost_is_written_again() {
     for seed in 0..20 {
         let mut bench = Bench::new(seed, Temper::default(), DIRECT);
-        let unflushed = Arc::new(Unflushed::new("disk", (SECTORS * SECTOR) as u64, seed % 2 == 0));
+        let unflushed = Arc::new(Unflushed::new("disk", seed % 2 == 0));
         bench.device.unflushed = Some(bench.ops.remember(&unflushed));
         let run = |bench: &mut Bench, action, at: usize| {
             bench.start(0, action, at * SECTOR, SECTOR, 0, SECTOR);
