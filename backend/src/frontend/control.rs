@@ -15,10 +15,10 @@ use crate::guest::{DirtyLog, Guest, Inflight, LogError, Record, RingError, Split
 use crate::limit::Limiter;
 use crate::limited;
 use crate::map::DevIx;
-use crate::worker::Worker;
 use crate::worker::ops::UnderWay;
 use crate::worker::pool::Pool;
 use crate::worker::queue::{Setup, signal_error};
+use crate::worker::{Answer, Worker};
 
 /// What all queues of a session share.
 pub struct Shared {
@@ -86,6 +86,32 @@ pub struct QueueControl {
     index: usize,
     shared: Arc<Shared>,
     state: Mutex<State>,
+}
+
+/// A queue that a worker has been asked to serve.
+struct Starting {
+    answer: Answer<std::io::Result<u32>>,
+    chain: Arc<Chain>,
+    base: u16,
+}
+
+/// A queue that a worker has been asked to stop.
+pub(super) struct Stopping {
+    answer: std::io::Result<Answer<u16>>,
+    chain: Arc<Chain>,
+}
+
+/// Queues go on after [`QueueControl::pause`], or may be served now: all of them at a time, as each waits for its worker.
+pub(super) fn resume<'a>(queues: impl IntoIterator<Item = &'a QueueControl>) {
+    let begin = |queue: &'a QueueControl| {
+        let mut state = queue.state();
+        let starting = if state.wanted() && state.running.is_none() { queue.begin_start(&mut state) } else { None };
+        starting.map(|starting| (queue, state, starting))
+    };
+    let begun: Vec<_> = queues.into_iter().filter_map(begin).collect();
+    for (queue, mut state, starting) in begun {
+        queue.end_start(&mut state, starting);
+    }
 }
 
 /// Why a queue cannot be served.
@@ -236,10 +262,7 @@ impl QueueControl {
 
     /// Goes on after [`QueueControl::pause`].
     pub fn resume(&self) {
-        let mut state = self.state();
-        if state.wanted() && state.running.is_none() {
-            self.start(&mut state);
-        }
+        resume([self]);
     }
 
     /// Has the worker take no more requests. Until the lock is let go nobody else steers the queue; the receiver tells when
@@ -276,17 +299,43 @@ impl QueueControl {
     }
 
     fn start(&self, state: &mut State) {
-        if self.shared.closing.load(Ordering::Acquire) || self.shared.disk.is_blocked() {
-            return;
-        }
-        if let Err(error) = self.try_start(state) {
-            limited!(self.limiter(), error, "{}: the queue cannot be served: {error}", self.name());
-            signal_error(state.err.as_ref());
+        if let Some(starting) = self.begin_start(state) {
+            self.end_start(state, starting);
         }
     }
 
-    fn try_start(&self, state: &mut State) -> Result<(), StartError> {
-        let (Some(config), Some(kick)) = (state.config, self.dup(state.kick.as_ref())) else { return Ok(()) };
+    /// Has a worker serve the queue, if it may; [`QueueControl::end_start`] is to follow.
+    fn begin_start(&self, state: &mut State) -> Option<Starting> {
+        if self.shared.closing.load(Ordering::Acquire) || self.shared.disk.is_blocked() {
+            return None;
+        }
+        self.try_start(state).unwrap_or_else(|error| {
+            self.cannot_start(state, &error);
+            None
+        })
+    }
+
+    fn end_start(&self, state: &mut State, starting: Starting) {
+        match starting.answer.wait().and_then(|started| started) {
+            Ok(queue) => {
+                state.running = Some((queue, starting.chain));
+                state.stopped_at = None;
+                log::debug!("{}: served from index {}", self.name(), starting.base);
+            }
+            Err(error) => {
+                self.shared.disk.hold.leave(&starting.chain, false);
+                self.cannot_start(state, &error.into());
+            }
+        }
+    }
+
+    fn cannot_start(&self, state: &State, error: &StartError) {
+        limited!(self.limiter(), error, "{}: the queue cannot be served: {error}", self.name());
+        signal_error(state.err.as_ref());
+    }
+
+    fn try_start(&self, state: &mut State) -> Result<Option<Starting>, StartError> {
+        let (Some(config), Some(kick)) = (state.config, self.dup(state.kick.as_ref())) else { return Ok(None) };
         if let Some(size) = state.bad_size {
             return Err(RingError::Size(size).into());
         }
@@ -321,14 +370,13 @@ impl QueueControl {
         };
         let hold = &self.shared.disk.hold;
         hold.enter(&chain, || !self.shared.closing.load(Ordering::Acquire))?;
-        let started = worker.start(setup);
-        if started.is_err() {
-            hold.leave(&chain, false);
+        match worker.start(setup) {
+            Ok(answer) => Ok(Some(Starting { answer, chain, base })),
+            Err(error) => {
+                hold.leave(&chain, false);
+                Err(error.into())
+            }
         }
-        state.running = Some((started?, chain));
-        state.stopped_at = None;
-        log::debug!("{}: served, {} entries, from index {}", self.name(), config.size, base);
-        Ok(())
     }
 
     /// Where requests are recorded, if there is such a place.
@@ -367,16 +415,27 @@ impl QueueControl {
         used
     }
 
-    pub(super) fn stop(&self, state: &mut State) -> Option<u16> {
+    fn stop(&self, state: &mut State) -> Option<u16> {
         self.drain(state, false)
     }
 
     fn drain(&self, state: &mut State, handed_over: bool) -> Option<u16> {
+        let stopping = self.begin_stop(state)?;
+        self.end_stop(state, stopping, handed_over)
+    }
+
+    /// Has the worker stop; [`QueueControl::end_stop`] is to follow.
+    pub(super) fn begin_stop(&self, state: &mut State) -> Option<Stopping> {
         let (queue, chain) = state.running.take()?;
-        let next = state.worker.as_ref().map(|worker| worker.stop(queue));
-        self.shared.disk.hold.leave(&chain, handed_over);
+        let answer = state.worker.as_ref()?.stop(queue);
+        Some(Stopping { answer, chain })
+    }
+
+    pub(super) fn end_stop(&self, state: &mut State, stopping: Stopping, handed_over: bool) -> Option<u16> {
+        let next = stopping.answer.and_then(Answer::wait);
+        self.shared.disk.hold.leave(&stopping.chain, handed_over);
         match next {
-            Some(Ok(next)) => {
+            Ok(next) => {
                 if let Some(config) = &mut state.config {
                     config.base = next;
                 }
@@ -384,11 +443,10 @@ impl QueueControl {
                 log::debug!("{}: stopped at index {next}", self.name());
                 Some(next)
             }
-            Some(Err(error)) => {
+            Err(error) => {
                 limited!(self.limiter(), error, "{}: {error}", self.name());
                 None
             }
-            None => None,
         }
     }
 

@@ -62,8 +62,11 @@ pub fn quiesce(sessions: &[&Session], waits: &dyn Waits) -> Result<(), TakenBack
             }
         }
     }
-    for queue in &mut held {
-        queue.control.stop(&mut queue.state);
+    let stopping: Vec<_> = held.iter_mut().map(|queue| queue.control.begin_stop(&mut queue.state)).collect();
+    for (queue, stopping) in held.iter_mut().zip(stopping) {
+        if let Some(stopping) = stopping {
+            queue.control.end_stop(&mut queue.state, stopping, false);
+        }
     }
     Ok(())
 }

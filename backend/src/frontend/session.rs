@@ -13,7 +13,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::channel::Channel;
 use super::config;
-use super::control::{QueueControl, Shared};
+use super::control::{QueueControl, Shared, resume};
 use super::vring::{Memory, Vring, with_queues};
 use crate::disk::Disk;
 use crate::guest::{DirtyLog, Guest, Inflight};
@@ -124,9 +124,7 @@ impl Session {
             self.choose_cache_mode();
         }
         *self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner) = region;
-        for queue in &self.queues {
-            queue.resume();
-        }
+        resume(self.queues());
     }
 
     /// Another dirty log (SET_LOG_BASE): `size` bytes of `file` from byte `offset` on. It is used while LOG_ALL is
@@ -168,9 +166,7 @@ impl Session {
         for queue in &self.queues {
             queue.pause();
         }
-        for queue in &self.queues {
-            queue.resume();
-        }
+        resume(self.queues());
     }
 
     /// Its queues, for [`super::quiesce`].
@@ -181,7 +177,7 @@ impl Session {
     /// Queues that are ready and rest go on, if the disk is not blocked.
     pub fn go_on(&self) {
         let _exchanging = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        self.queues.iter().for_each(|queue| queue.resume());
+        resume(self.queues());
     }
 
     fn refused(&self, error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
@@ -316,9 +312,7 @@ impl VhostUserBackend for Session {
         }
         *self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(guest));
         // All of them: one that lost its ring with an earlier change may have it back now.
-        for queue in &self.queues {
-            queue.resume();
-        }
+        resume(self.queues());
         Ok(())
     }
 

@@ -339,7 +339,9 @@ fn flush(chain: &Chain) -> Verb<()> {
 fn sync(component: &Component) -> Verb<()> {
     component.sync().map_err(|error| {
         let why = system(&error);
-        DmError { detail: Some(format!("{}: what was written is not on it: {error}", component.path.display())), ..why }
+        let path = component.path.display();
+        let detail = format!("{path}: what was written is not on it: {error}; --noflush goes on all the same");
+        DmError { detail: Some(detail), ..why }
     })
 }
 

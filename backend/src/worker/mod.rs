@@ -85,25 +85,26 @@ impl Worker {
         self.bell.write(1)
     }
 
-    /// Serves a queue; returns its number for the other calls.
-    ///
-    /// # Errors
-    /// The engine's, when the queue's files cannot be made known to it.
-    pub fn start(&self, setup: Setup) -> io::Result<u32> {
-        let (answer, started) = channel();
-        self.post(Mail::Start(Box::new(setup), answer))?;
-        started.recv().map_err(|_| gone())?
-    }
-
-    /// Stops a queue and waits until it has drained: nothing of it touches guest memory or a component afterwards.
-    /// Returns the available index at which it stopped.
+    /// Serves a queue. The answer is its number for the other calls; or the engine's error, when the queue's files cannot be
+    /// made known to it.
     ///
     /// # Errors
     /// The worker is gone.
-    pub fn stop(&self, queue: u32) -> io::Result<u16> {
+    pub fn start(&self, setup: Setup) -> io::Result<Answer<io::Result<u32>>> {
+        let (answer, started) = channel();
+        self.post(Mail::Start(Box::new(setup), answer))?;
+        Ok(Answer(started))
+    }
+
+    /// Stops a queue. The answer comes when it has drained, and nothing of it touches guest memory or a component any more:
+    /// the available index at which it stopped.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn stop(&self, queue: u32) -> io::Result<Answer<u16>> {
         let (answer, stopped) = channel();
         self.post(Mail::Stop(queue, answer))?;
-        stopped.recv().map_err(|_| gone())
+        Ok(Answer(stopped))
     }
 
     /// Has a queue take no more requests. The receiver gets something, or loses its sender, when all that were under way have
@@ -143,6 +144,20 @@ impl Worker {
         let (answer, done) = channel();
         self.post(Mail::SetCall(queue, call, answer))?;
         done.recv().map_err(|_| gone())
+    }
+}
+
+/// What a worker will answer.
+#[derive(Debug)]
+pub struct Answer<T>(Receiver<T>);
+
+impl<T> Answer<T> {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub fn wait(self) -> io::Result<T> {
+        self.0.recv().map_err(|_| gone())
     }
 }
 
