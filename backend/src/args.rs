@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -61,6 +62,13 @@ pub enum Command {
         /// As when serving.
         #[command(flatten)]
         log: Log,
+    },
+    /// Change or show the devices of a running process, with dmsetup's verbs; see `dmsetup --help`
+    #[command(disable_help_flag = true)]
+    Dmsetup {
+        /// As dmsetup has it
+        #[arg(value_name = "VERB", trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
     },
 }
 
@@ -223,6 +231,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_dmsetup_is_for_dmsetup() {
+        for line in ["", "-u U info", "--help", "create a --table -- -n", "--version", "-vv ls --tree=x"] {
+            let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
+            let parsed = Args::try_parse_from(["vhost-user-dm", "dmsetup"].iter().chain(&words)).unwrap();
+            assert!(matches!(parsed.command, Some(Command::Dmsetup { args }) if args == words), "{line}");
+        }
     }
 
     #[test]

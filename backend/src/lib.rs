@@ -14,6 +14,7 @@ pub mod control;
 pub mod daemon;
 pub mod device;
 pub mod disk;
+pub mod dmsetup;
 pub mod engine;
 pub mod event;
 pub mod frontend;

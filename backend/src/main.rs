@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             init_log(log);
             run_check(table, open)
         }
+        Some(Command::Dmsetup { args }) => return vhost_user_dm::dmsetup::main(args.iter().cloned()),
         None => {
             init_log(&args.log);
             serve(&args)

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::VARIABLE;
 use super::schema::Waiting;
 use super::wire::Fault;
 use crate::mapper::DmError;
@@ -23,6 +24,9 @@ pub struct Client {
 /// Why a call has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
+    /// No socket is named.
+    #[error("which process? Give its control socket by --control-path=PATH or by the variable {VARIABLE}")]
+    Nowhere,
     /// Nobody to talk to.
     #[error("cannot connect to the control socket {path}: {source}; is a vhost-user-dm with --control-path={path} running?", path = .path.display())]
     Connect {

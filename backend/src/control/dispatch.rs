@@ -35,9 +35,9 @@ impl Handler for Mapper {
         match method {
             "create" => run(params, |new: Create| self.create(&new)),
             "remove" => run(params, |remove: Remove| self.remove(&remove, client)),
-            "rename" => run(params, |rename: Rename| self.rename(&rename)),
+            "rename" => run(params, |rename: Rename| self.rename(&rename, client)),
             "load" => run(params, |load: Load| self.load(&load, client)),
-            "clear" => run(params, |which: Which| self.clear(&which)),
+            "clear" => run(params, |which: Which| self.clear(&which, client)),
             "suspend" => run(params, |suspend: Suspend| self.suspend(&suspend, client)),
             "resume" => run(params, |resume: Resume| self.resume(&resume, client)),
             "message" => run(params, |message: Message| self.message(&message)),
