@@ -8,6 +8,7 @@
 
 pub mod bench;
 pub mod blk;
+pub mod control;
 pub mod crash;
 pub mod daemon;
 pub mod files;

@@ -44,6 +44,12 @@ pub mod request {
     pub const REM_MEM_REG: u32 = 38;
 }
 
+/// Requests of the back end, on the channel of SET_BACKEND_REQ_FD.
+#[allow(missing_docs)]
+pub mod backend_request {
+    pub const CONFIG_CHANGE: u32 = 2;
+}
+
 /// Bits of GET/SET_PROTOCOL_FEATURES.
 #[allow(missing_docs)]
 pub mod protocol {

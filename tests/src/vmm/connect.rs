@@ -1,13 +1,17 @@
 //! The two orders of messages in which front ends really connect (seen on the wire of QEMU 7.2 and of
 //! cloud-hypervisor 54).
 
-use std::io::Result;
-use std::os::fd::BorrowedFd;
+use std::io::{Error, Result};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 
 use super::{Order, PROTOCOL, Vmm};
 use crate::blk::Config;
 use crate::memory::Region;
-use crate::wire::{PROTOCOL_FEATURES, config, memory_region, protocol, request, single_region, vring_addr};
+use crate::wire::{
+    Connection, NEED_REPLY, PROTOCOL_FEATURES, REPLY, backend_request, config, memory_region, protocol, request,
+    single_region, vring_addr,
+};
 
 impl Vmm {
     pub(super) fn negotiate(&mut self) -> Result<()> {
@@ -60,7 +64,36 @@ impl Vmm {
         if !self.setup.inflight {
             self.protocol &= !protocol::INFLIGHT_SHMFD;
         }
-        self.conn.tell_u64(request::SET_PROTOCOL_FEATURES, self.protocol)
+        if !self.setup.channel {
+            self.protocol &= !protocol::BACKEND_REQ;
+        }
+        self.conn.tell_u64(request::SET_PROTOCOL_FEATURES, self.protocol)?;
+        self.open_channel()
+    }
+
+    /// QEMU does so before it asks for the number of queues.
+    fn open_channel(&mut self) -> Result<()> {
+        if self.protocol & protocol::BACKEND_REQ == 0 {
+            return Ok(());
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        self.conn.tell(request::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()])?;
+        self.channel = Some(Connection::new(ours)?);
+        Ok(())
+    }
+
+    /// Waits until the back end says that its configuration space has changed, and asks for it.
+    pub fn config_change(&mut self) -> Result<Config> {
+        let channel = self.channel.as_ref().ok_or_else(|| Error::other("test bug: there is no channel"))?;
+        let message = channel.recv()?;
+        if message.request != backend_request::CONFIG_CHANGE || !message.body.is_empty() || !message.fds.is_empty() {
+            return Err(Error::other(format!("not a config change: {message:?}")));
+        }
+        if message.flags & NEED_REPLY != 0 {
+            channel.send(message.request, REPLY, &0u64.to_le_bytes(), &[])?;
+        }
+        self.config = Config::decode(&self.get_config(0, Config::BYTES as u32)?);
+        Ok(self.config)
     }
 
     fn ask_queue_num(&mut self) -> Result<()> {

@@ -50,6 +50,8 @@ pub struct Setup {
     pub reconnect: bool,
     /// Have the back end track requests in flight, if it can.
     pub inflight: bool,
+    /// Give the back end a channel for requests of its own, if it takes one.
+    pub channel: bool,
 }
 
 impl Default for Setup {
@@ -65,6 +67,7 @@ impl Default for Setup {
             interrupts: true,
             reconnect: false,
             inflight: true,
+            channel: false,
         }
     }
 }
@@ -111,6 +114,8 @@ pub struct Vmm {
     pub config: Config,
     /// The region in which the back end tracks requests in flight.
     pub inflight: Option<Inflight>,
+    /// The channel of the back end's own requests.
+    pub channel: Option<Connection>,
     rng: fastrand::Rng,
 }
 
@@ -121,6 +126,7 @@ const PROTOCOL: u64 = protocol::MQ
     | protocol::LOG_SHMFD
     | protocol::CONFIGURE_MEM_SLOTS
     | protocol::INFLIGHT_SHMFD
+    | protocol::BACKEND_REQ
     | protocol::RESET_DEVICE;
 
 /// Guest address of the first ring.
@@ -163,6 +169,7 @@ impl Vmm {
             queue_num: 1,
             config: Config::default(),
             inflight: None,
+            channel: None,
             rng: fastrand::Rng::with_seed(7),
         };
         vmm.negotiate()?;

@@ -1,0 +1,4 @@
+//! The control socket, and the devices and tables that it changes.
+#![allow(missing_docs)]
+
+mod swap;
