@@ -17,6 +17,7 @@ use crate::control::schema::{
     Create, Info, Line, Load, Loaded, Message, Query, Remove, Removed, Rename, Reply, Resume, Resumed, Suspend, Wait,
     Which,
 };
+use crate::mapper::MAJOR;
 
 /// Attempts of `remove --retry`, and the time between them: libdm's.
 const RETRIES: usize = 25;
@@ -81,7 +82,7 @@ fn create_one(context: &mut Context<'_>, entry: &Entry, file: Option<&String>) -
         (None, _) => table_text(context, file)?,
     };
     let shown = format!("{name} {}", uuid.as_deref().unwrap_or_default());
-    let number = entry.minor.map(|minor| format!("(0:{minor})")).unwrap_or_default();
+    let number = entry.minor.map(|minor| format!("({MAJOR}:{minor})")).unwrap_or_default();
     let Some(minor) = entry.minor.map(u32::try_from).transpose().ok() else {
         return context.console.fail(&format!("A minor number is at least 0, not {}.", entry.minor.unwrap_or(0)));
     };
@@ -170,10 +171,16 @@ fn scan(context: &mut Context<'_>, text: String, source: String) -> Done<Text> {
         Err(refused) => {
             let reason = refused.reason();
             let of_dmsetup = ["Invalid format on", "Target type name"].iter().any(|start| reason.starts_with(start));
-            match of_dmsetup {
-                true => context.console.fail(&format!("{reason}\n{refused}")),
-                false => Ok(Text { text, source, empty: false }),
+            if !of_dmsetup {
+                return Ok(Text { text, source, empty: false });
             }
+            // dmsetup has no name for a table that stands on the command line.
+            let named = if source.is_empty() { "--table" } else { source.as_str() };
+            let picture = dm_table::parse(Arc::new(Source::new(named, text)), Format::Plain);
+            let picture = picture.err().map(|refused| refused.to_string()).unwrap_or_default();
+            // Its first line is the reason once more.
+            let place = picture.split_once('\n').map_or("", |(_, place)| place);
+            context.console.fail(&format!("{reason}\n{place}"))
         }
     }
 }

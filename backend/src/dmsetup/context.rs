@@ -14,10 +14,7 @@ use super::tree::Graph;
 use crate::control::VARIABLE;
 use crate::control::client::{Client, ClientError};
 use crate::control::schema::{Info, Waiting, Which};
-use crate::mapper::DmError;
-
-/// The major number that all devices of a process have.
-const MAJOR: i64 = 0;
+use crate::mapper::{DmError, MAJOR};
 
 pub(super) struct Context<'a> {
     pub options: Options,
@@ -124,7 +121,7 @@ impl Context<'_> {
         }
         if let (Some(major), Some(minor)) = (self.options.number("major"), self.options.number("minor")) {
             let shown = format!(" ({major}:{minor})");
-            let minor = u32::try_from(minor).ok().filter(|_| major == MAJOR);
+            let minor = u32::try_from(minor).ok().filter(|_| major == i64::from(MAJOR));
             let Some(minor) = minor else {
                 let refused =
                     DmError::new(libc::ENXIO).detail(format!("devices of the process have major number {MAJOR}"));

@@ -306,7 +306,7 @@ fn lines(context: &mut Context<'_>, device: &Device, info: Option<&Info>, method
         None if verbose || command.is_some() || context.options.has("concise") || context.verb == "ls" => {
             find(context, device)?
         }
-        None => Info::default(),
+        None => Info { name: device.which.name.clone().unwrap_or_default(), ..Info::default() },
     };
     let name = context.shown(&info.name);
     if command.is_none() || verbose {

@@ -5,8 +5,7 @@ use super::report;
 use super::stats;
 use super::verbs::VERBS;
 
-const OPTIONS: &str = "\
-        [-h|--help [-c]] [--version] [-v|--verbose] [-y|--yes] [-f|--force] [--checks]
+const OPTIONS: &str = "        [-h|--help [-c]] [--version] [-v|--verbose] [-y|--yes] [-f|--force] [--checks]
         [-r|--readonly] [--inactive] [--noflush] [--nolockfs] [--noopencount] [--retry]
         [-u|--uuid <uuid>] [-j|--major <major> -m|--minor <minor>] [--manglename {none|hex|auto}]
         [-c|-C|--columns] [-o|--options <fields>] [-O|--sort <fields>] [-S|--select <selection>]
