@@ -43,6 +43,10 @@ pub struct Args {
     #[arg(long)]
     pub print_capabilities: bool,
 
+    /// Directory in which the live tables are kept: a process that is started again serves those and does not read --table
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
     /// How much to log.
     #[command(flatten)]
     pub log: Log,

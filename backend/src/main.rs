@@ -14,6 +14,7 @@ use vhost_user_dm::args::{Args, Command, Log, Open};
 use vhost_user_dm::daemon::{self, Signals};
 use vhost_user_dm::device::{self, Patience, Registry};
 use vhost_user_dm::disk;
+use vhost_user_dm::mapper::state::StateDir;
 use vhost_user_dm::mapper::{Mapper, Settings};
 use vhost_user_dm::place::{self, PlaceError};
 use vhost_user_dm::worker::pool::{Cpus, Pool};
@@ -103,20 +104,17 @@ fn serve(args: &Args) -> Result<(), String> {
         return Err(format!("vhost-user-dm: {}", PlaceError::Nowhere));
     }
     // What a killed predecessor has left in the kernel must end before we serve: see `device::Patience`.
-    let mut registry = Registry::patient(Patience::new(Patience::COMMAND, Signals::pause));
-    let file = table_file(args, &mut registry)?;
+    let patience = Patience::new(Patience::COMMAND, Signals::pause);
+    let state = args.state_dir.as_deref().map(|dir| StateDir::open(dir, patience));
+    let state = state.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
     let settings = Settings {
         components: components(&args.load.open),
         offer: args.load.offer(),
         serial: args.load.serial.clone(),
         socket_dir: args.listen.socket_dir.clone(),
     };
-    let mapper = Mapper::new(settings, registry, Arc::new(args.load.pool()));
-    if let Some((file, name)) = file {
-        for warning in mapper.start(&file, &name).map_err(|diagnostic| diagnostic.to_string())? {
-            log::warn!("{}", warning.trim_end());
-        }
-    }
+    let mapper = Mapper::new(settings, Registry::patient(patience), Arc::new(args.load.pool()), state);
+    start(&mapper, args)?;
     let (device, serial) = (args.load.device.as_deref(), args.load.serial.is_some());
     let started = mapper.started();
     let places =
@@ -129,15 +127,42 @@ fn serve(args: &Args) -> Result<(), String> {
     Ok(())
 }
 
+/// Makes the devices: those that were kept, or if none ever were those of the command line.
+fn start(mapper: &Mapper, args: &Args) -> Result<(), String> {
+    let warnings = match mapper.come_back().map_err(|e| format!("vhost-user-dm: {e}"))? {
+        Some(warnings) => {
+            log::info!(
+                "serving the tables that were served last (--state-dir); those of the command line are not read"
+            );
+            warnings
+        }
+        None => match table_file(args)? {
+            Some((file, name)) => mapper.start(&file, &name).map_err(|diagnostic| diagnostic.to_string())?,
+            None => Vec::new(),
+        },
+    };
+    for warning in warnings {
+        log::warn!("{}", warning.trim_end());
+    }
+    mapper.keep().map_err(|e| format!("vhost-user-dm: {e}"))
+}
+
 fn components(open: &Open) -> device::Options {
     device::Options { read_only: open.read_only, cache: open.cache.into(), incoming: open.incoming }
 }
 
 /// What to serve, and what to call it where it has no name of its own. Nothing where devices come later.
-fn table_file(args: &Args, registry: &mut Registry) -> Result<Option<(TableFile, String)>, String> {
+fn table_file(args: &Args) -> Result<Option<(TableFile, String)>, String> {
     let load = &args.load;
     match (&load.blk_file, &load.table) {
-        (Some(path), _) => whole_file(path, &load.open, registry).map(Some),
+        (Some(path), _) if args.state_dir.is_some() && path.to_string_lossy().contains(char::is_whitespace) => {
+            Err(format!(
+                "vhost-user-dm: --state-dir: {}: a table, and so the state, cannot name a path with blanks; serve it by a \
+             symbolic link without",
+                path.display()
+            ))
+        }
+        (Some(path), _) => whole_file(path, &load.open).map(Some),
         (None, Some(path)) => read_table(path, &load.open).map(Some),
         (None, None) if args.control_path.is_some() => Ok(None),
         (None, None) => {
@@ -148,10 +173,11 @@ fn table_file(args: &Args, registry: &mut Registry) -> Result<Option<(TableFile,
     }
 }
 
-fn whole_file(path: &Path, open: &Open, registry: &mut Registry) -> Result<(TableFile, String), String> {
+fn whole_file(path: &Path, open: &Open) -> Result<(TableFile, String), String> {
     let text = path.to_str().ok_or_else(|| format!("vhost-user-dm: {}: the path is not UTF-8", path.display()))?;
     let options = components(open);
     // The opening, its locks included, ends here and is done again for the chain.
+    let mut registry = Registry::patient(Patience::new(Patience::COMMAND, Signals::pause));
     let component = registry.open(text, None, &options).map_err(|error| {
         let help = error.help().map(|help| format!("\n  = help: {help}")).unwrap_or_default();
         format!("vhost-user-dm: --blk-file: {error}{help}")
@@ -180,7 +206,7 @@ fn run_check(table: &Path, open: &Open) -> Result<(), String> {
     // Asked what is, it does not wait for what will be: a component of a killed process is refused here.
     let settings = Settings { components: components(open), ..Settings::default() };
     let pool = Pool::new(0, Duration::ZERO, Cpus::default());
-    let mapper = Mapper::new(settings, Registry::new(), Arc::new(pool));
+    let mapper = Mapper::new(settings, Registry::new(), Arc::new(pool), None);
     let warnings = mapper.start(&file, &name).map_err(|diagnostic| diagnostic.to_string())?;
     print!("{}", check::report(&mapper.started(), &warnings));
     Ok(())

@@ -37,6 +37,26 @@ impl Patience {
 
     /// None: what is taken is refused at once.
     pub const NONE: Patience = Patience { most: Duration::ZERO, pause: |_| {} };
+
+    /// Tries something again and again while what it fails with passes.
+    pub(crate) fn retry<T, E>(
+        &self,
+        mut attempt: impl FnMut() -> Result<T, E>,
+        passes: impl Fn(&E) -> bool,
+    ) -> Result<T, E> {
+        let (mut waited, mut nap) = (Duration::ZERO, NAPS.0);
+        loop {
+            match attempt() {
+                Err(error) if passes(&error) && waited < self.most => {
+                    nap = nap.min(self.most - waited);
+                    (self.pause)(nap);
+                    waited += nap;
+                    nap = (2 * nap).min(NAPS.1);
+                }
+                ended => return ended,
+            }
+        }
+    }
 }
 
 /// The waiting of a process for its components.

@@ -16,19 +16,20 @@
 use std::fmt;
 use std::fs;
 use std::os::fd::RawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, makedev};
 
 /// A process, for people.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Process {
+pub(crate) struct Process {
     id: u32,
     command: String,
 }
 
 /// Who has a component open.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Holder {
+pub(crate) enum Holder {
     /// It will go on using it.
     Live(Process),
     /// It was killed, or exits, and some of its I/O is left.
@@ -57,22 +58,38 @@ impl fmt::Display for Holder {
 }
 
 /// The process that has a lock over the byte of an inode. `except` is a descriptor of ours that does not count.
-pub(super) fn of_lock(inode: (u64, u64), byte: i64, except: RawFd) -> Holder {
+pub(crate) fn of_lock(inode: (u64, u64), byte: i64, except: RawFd) -> Holder {
     let own = std::process::id();
     find(|process, descriptor| {
         let ours = process == own && descriptor.number == except;
         !ours
-            && descriptor.metadata().is_some_and(|meta| (meta.dev(), meta.ino()) == inode)
             && descriptor.info().lines().any(|line| covers(line, byte))
+            && descriptor.stat().is_some_and(|stat| stat.inode() == inode)
     })
 }
 
 /// The process that has one of these block devices open for writing.
 pub(super) fn of_devices(numbers: &[u64]) -> Holder {
     find(|_, descriptor| {
-        let one = |meta: &fs::Metadata| meta.file_type().is_block_device() && numbers.contains(&meta.rdev());
-        descriptor.metadata().as_ref().is_some_and(one) && descriptor.info().lines().any(is_writable)
+        let one = |stat: Stat| stat.block_device().is_some_and(|number| numbers.contains(&number));
+        descriptor.info().lines().any(is_writable) && descriptor.stat().is_some_and(one)
     })
+}
+
+/// What a descriptor leads to.
+struct Stat(Statx);
+
+impl Stat {
+    /// Device and inode.
+    fn inode(&self) -> (u64, u64) {
+        (makedev(self.0.stx_dev_major, self.0.stx_dev_minor), self.0.stx_ino)
+    }
+
+    /// The number of a block device.
+    fn block_device(&self) -> Option<u64> {
+        let is_one = FileType::from_raw_mode(self.0.stx_mode.into()) == FileType::BlockDevice;
+        is_one.then(|| makedev(self.0.stx_rdev_major, self.0.stx_rdev_minor))
+    }
 }
 
 /// An open descriptor of a thread.
@@ -82,8 +99,12 @@ struct Descriptor<'a> {
 }
 
 impl Descriptor<'_> {
-    fn metadata(&self) -> Option<fs::Metadata> {
-        fs::metadata(self.thread.join(format!("fd/{}", self.number))).ok()
+    fn stat(&self) -> Option<Stat> {
+        // Another process's file may lie on a server that is gone. What is asked for here never changes, so the kernel need
+        // not ask the server.
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        let path = self.thread.join(format!("fd/{}", self.number));
+        rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE | StatxFlags::INO).ok().map(Stat)
     }
 
     fn info(&self) -> String {

@@ -18,7 +18,7 @@ mod error;
 mod facts;
 mod fence;
 mod handover;
-mod holder;
+pub(crate) mod holder;
 mod limits;
 mod locks;
 mod lookup;

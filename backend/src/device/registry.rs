@@ -55,6 +55,11 @@ impl Registry {
         Registry { open: HashMap::new(), fence: Fence::new(patience) }
     }
 
+    /// From now on what dead processes have is waited for in this way.
+    pub fn wait(&mut self, patience: Patience) {
+        self.fence = Fence::new(patience);
+    }
+
     /// Opens the component that a table names, or gives the opening that serves for this use too.
     ///
     /// `text` is the device text of the table line. `major_minor` is its `%u:%u` form where it has exactly that

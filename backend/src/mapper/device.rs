@@ -32,6 +32,8 @@ pub(super) struct Device {
     pub busy: bool,
     /// Where it is served.
     pub serving: Option<Serving>,
+    /// Its answer to GET_ID, which it keeps under another name.
+    pub serial: String,
 }
 
 impl Device {
@@ -130,7 +132,7 @@ impl Devices {
     }
 
     /// Devices whose tables a device's live table is made of, itself included. `tables` are live instead of those that are.
-    fn below(&self, minor: u32, tables: &Tables) -> BTreeSet<u32> {
+    pub fn below(&self, minor: u32, tables: &Tables) -> BTreeSet<u32> {
         let mut all = BTreeSet::new();
         let mut next = vec![minor];
         while let Some(minor) = next.pop() {

@@ -5,8 +5,10 @@
 
 mod device;
 mod error;
+mod keep;
 mod serve;
 mod start;
+pub mod state;
 mod swap;
 mod table;
 
@@ -18,6 +20,7 @@ use std::time::Duration;
 use dm_table::Source;
 
 pub use error::DmError;
+pub use keep::ComeBack;
 pub use start::Started;
 
 use crate::chain::Chain;
@@ -28,6 +31,7 @@ use crate::frontend::config::Offer;
 use crate::map::Map;
 use crate::worker::pool::Pool;
 use device::{Device, Devices};
+use state::StateDir;
 use table::{Ground, Table};
 
 /// Major number of our devices. No block device has it, so that a table that we print can never mean one of this machine's.
@@ -89,6 +93,7 @@ pub struct Mapper {
     components: Mutex<(Registry, Slots)>,
     settings: Settings,
     pool: Arc<Pool>,
+    state: Option<StateDir>,
     myself: std::sync::Weak<Mapper>,
 }
 
@@ -116,14 +121,15 @@ impl Drop for Claim<'_> {
 }
 
 impl Mapper {
-    /// No devices yet.
-    pub fn new(settings: Settings, registry: Registry, pool: Arc<Pool>) -> Arc<Mapper> {
+    /// No devices yet. They are kept in `state`, if there is one.
+    pub fn new(settings: Settings, registry: Registry, pool: Arc<Pool>, state: Option<StateDir>) -> Arc<Mapper> {
         Arc::new_cyclic(|myself| Mapper {
             devices: Mutex::default(),
             free: Condvar::new(),
             components: Mutex::new((registry, Slots::default())),
             settings,
             pool,
+            state,
             myself: myself.clone(),
         })
     }
@@ -166,6 +172,11 @@ impl Mapper {
     /// # Errors
     /// Name or uuid in use (EBUSY), or not possible (EINVAL).
     pub fn create(&self, new: &schema::Create) -> Verb<Info> {
+        self.create_with(new, None)
+    }
+
+    /// With another answer to GET_ID than the settings give.
+    fn create_with(&self, new: &schema::Create, serial: Option<&str>) -> Verb<Info> {
         check_name(&new.name)?;
         if let Some(uuid) = &new.uuid {
             check_uuid(uuid)?;
@@ -186,13 +197,13 @@ impl Mapper {
                 .find(|minor| !devices.all.contains_key(minor))
                 .ok_or_else(|| DmError::new(libc::EBUSY))?,
         };
-        devices.all.insert(minor, self.device(new, minor)?);
+        devices.all.insert(minor, self.device(new, minor, serial)?);
         devices.info(minor)
     }
 
-    fn device(&self, new: &schema::Create, minor: u32) -> Verb<Device> {
+    fn device(&self, new: &schema::Create, minor: u32, serial: Option<&str>) -> Verb<Device> {
         let shown = dm_table::unmangle(&new.name);
-        let serial = self.settings.serial.as_deref().or(new.uuid.as_deref()).unwrap_or(&shown).to_owned();
+        let serial = serial.or(self.settings.serial.as_deref()).or(new.uuid.as_deref()).unwrap_or(&shown).to_owned();
         let nothing = dm_table::Table::default();
         let (map, _) = Map::build(&Source::new("", ""), &nothing, false, &mut |_| Err(table::none()))
             .map_err(|diagnostic| table::refused(minor, &diagnostic))?;
@@ -218,6 +229,7 @@ impl Mapper {
             deferred_remove: false,
             busy: false,
             serving: None,
+            serial,
         })
     }
 
@@ -225,8 +237,8 @@ impl Mapper {
     ///
     /// # Errors
     /// No such device (ENXIO), name in use (EBUSY), uuid set already (EINVAL).
-    pub fn rename(&self, rename: &schema::Rename) -> Verb<Info> {
-        let (minor, _claim) = self.claim_one(&rename.which, &Patient).map_err(|error| match (error.errno, rename) {
+    pub fn rename(&self, rename: &schema::Rename, caller: &dyn Caller) -> Verb<Info> {
+        let (minor, _claim) = self.claim_one(&rename.which, caller).map_err(|error| match (error.errno, rename) {
             (libc::ENXIO, schema::Rename { which: Which { name: Some(old), .. }, name: Some(name), .. }) => {
                 error.kernel(format!("ioctl: Unable to rename non-existent device, {old} to {name}"))
             }
@@ -257,7 +269,9 @@ impl Mapper {
         let chain = device.disk.chain();
         device.disk.exchange(Arc::new(chain.renamed(dm_table::unmangle(name))));
         device.events.raise();
-        devices.info(minor)
+        drop(devices);
+        self.keep_changed()?;
+        self.devices().info(minor)
     }
 
     fn set_uuid(&self, minor: u32, uuid: &str) -> Verb<Info> {
@@ -277,7 +291,9 @@ impl Mapper {
             )));
         }
         devices.get_mut(minor)?.uuid = Some(uuid.to_owned());
-        devices.info(minor)
+        drop(devices);
+        self.keep_changed()?;
+        self.devices().info(minor)
     }
 
     /// DM_TABLE_LOAD.
@@ -344,8 +360,8 @@ impl Mapper {
     ///
     /// # Errors
     /// No such device (ENXIO).
-    pub fn clear(&self, which: &Which) -> Verb<Info> {
-        let (minor, _claim) = self.claim_one(which, &Patient)?;
+    pub fn clear(&self, which: &Which, caller: &dyn Caller) -> Verb<Info> {
+        let (minor, _claim) = self.claim_one(which, caller)?;
         let old = self.devices().get_mut(minor)?.inactive.take();
         drop(old);
         self.devices().info(minor)

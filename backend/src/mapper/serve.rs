@@ -2,10 +2,11 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use crate::control::schema::{Remove, Removed, Resume, Which};
 use crate::daemon::terminate;
+use crate::device::Patience;
 use crate::disk::Disk;
 use crate::frontend::Session;
 use crate::place::Place;
@@ -18,7 +19,7 @@ use super::{Caller, DmError, Mapper, Verb, system};
 pub(super) struct Socket {
     inherited: Inherited,
     owned: Option<OwnedPath>,
-    shown: String,
+    pub shown: String,
 }
 
 /// A device being served.
@@ -78,6 +79,8 @@ impl Mapper {
     /// # Errors
     /// A socket that cannot be served on.
     pub fn serve_all(&self, places: Vec<(u32, Place)>) -> Result<(), SocketError> {
+        // Who loads a table later is told at once, and can try again; the process's own signals are awaited elsewhere now.
+        self.components.lock().unwrap_or_else(PoisonError::into_inner).0.wait(Patience::NONE);
         // Those that were passed before any is made, which might get the number of one that should have been passed.
         let (passed, made): (Vec<_>, Vec<_>) = places.into_iter().partition(|(_, place)| matches!(place, Place::Fd(_)));
         let mut sockets = Vec::new();
@@ -135,6 +138,9 @@ impl Mapper {
             let gone = devices.all.remove(&minor);
             let lowers: Vec<u32> = gone.iter().flat_map(|d| d.active.iter().flat_map(|table| table.lowers())).collect();
             drop(devices);
+            if let Err(error) = self.keep() {
+                log::error!("{error}");
+            }
             if let Some(device) = gone {
                 log::info!("{}: removed, as its last user has left", device.disk.name());
                 discard(device);
@@ -173,6 +179,9 @@ impl Mapper {
             devices.get_mut(minor)?.deferred_remove = true;
             return Ok(Removed { deferred: true });
         }
+        drop(devices);
+        self.keep_without(minor)?;
+        let mut devices = self.devices();
         let gone = devices.all.remove(&minor);
         let lowers: Vec<u32> =
             gone.iter().flat_map(|device| device.active.iter().flat_map(|table| table.lowers())).collect();

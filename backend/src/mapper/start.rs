@@ -63,7 +63,7 @@ impl Mapper {
         Ok(warnings)
     }
 
-    fn make_live(&self, minor: u32, table: Table) -> Result<(), DmError> {
+    pub(super) fn make_live(&self, minor: u32, table: Table) -> Result<(), DmError> {
         let mut devices = self.devices();
         let table = Arc::new(table);
         let chain = devices.chain(minor, &Tables::from([(minor, table.clone())]));

@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::chain::Chain;
 use crate::check;
 use crate::control::schema::{Info, Resume, Resumed, Suspend, UnderWay, Waiting};
+use crate::daemon::log_start;
 use crate::device::Component;
 use crate::disk::Disk;
 use crate::frontend::Session;
@@ -19,7 +20,9 @@ use crate::limited;
 use crate::worker::ops;
 
 use super::device::Tables;
+use super::keep;
 use super::serve::{self, Socket};
+use super::state::{Committed, Prepared, StateError};
 use super::table::{self, Table};
 use super::{Caller, Claim, DmError, Mapper, Verb, system};
 
@@ -130,13 +133,16 @@ impl Mapper {
         };
         changes.iter().try_for_each(|change| change.is_bearable(resume.force || table.force))?;
         let exchanged = self.exchange_now(minor, &changes, resume.noflush, claim, caller);
-        let began = match exchanged {
-            Ok(began) => began,
+        let (began, kept) = match exchanged {
+            Ok(exchanged) => exchanged,
             Err(error) if error.errno == libc::EINTR => return Err(error),
             Err(error) => return Err(self.fail(minor, error, claim, caller)),
         };
         self.go_on(minor, claim);
         let paused = began.elapsed();
+        if let Some(Err(error)) = kept.map(Committed::settle) {
+            log::error!("the new table is served and kept, but a loss of power may bring the old one back: {error}");
+        }
         for change in &changes {
             change.tell();
         }
@@ -144,7 +150,7 @@ impl Mapper {
         Ok(paused)
     }
 
-    /// Returns since when the queues have rested.
+    /// Returns since when the queues have rested, and what is still to be done to keep the new table.
     fn exchange_now(
         &self,
         minor: u32,
@@ -152,15 +158,34 @@ impl Mapper {
         noflush: bool,
         claim: &Claim<'_>,
         caller: &dyn Caller,
-    ) -> Verb<Instant> {
+    ) -> Verb<(Instant, Option<Committed<'_>>)> {
         if !noflush {
             // What can be done before the guest has to wait. It is done again, so its failure is found then.
             let _ = changes.iter().try_for_each(settle);
         }
+        let tables: Tables = changes.iter().map(|change| (change.minor, change.table.clone())).collect();
+        let state = self.prepare_to_keep(&tables)?;
         let began = Instant::now();
         self.rest(minor, claim, caller)?;
-        self.commit(minor, changes, noflush)?;
-        Ok(began)
+        if !noflush {
+            changes.iter().try_for_each(settle)?;
+        }
+        let socket = self.socket_if_new(minor)?;
+        hold_new(changes)?;
+        // What is served from now on is kept before anything is written to it.
+        let kept = self.commit_state(state, &tables).inspect_err(|_| hold_old(changes))?;
+        self.switch(minor, changes, socket)?;
+        Ok((began, kept))
+    }
+
+    fn commit_state<'a>(&'a self, mut state: Option<Prepared<'a>>, tables: &Tables) -> Verb<Option<Committed<'a>>> {
+        loop {
+            match state.map(Prepared::commit) {
+                None => return Ok(None),
+                Some(Err(StateError::Outrun)) => state = self.prepare_to_keep(tables)?,
+                Some(committed) => return committed.map(Some).map_err(|error| keep::unkept(&error)),
+            }
+        }
     }
 
     /// The device is no longer suspended.
@@ -235,23 +260,7 @@ impl Mapper {
     }
 
     /// The exchange itself. All queues rest.
-    fn commit(&self, minor: u32, changes: &[Change], noflush: bool) -> Verb<()> {
-        if !noflush {
-            changes.iter().try_for_each(settle)?;
-        }
-        let socket = self.socket_if_new(minor)?;
-        let mut held: Vec<&Change> = Vec::new();
-        for change in changes {
-            if let Err(error) = change.disk.hold.exchange(&change.old, &change.new) {
-                for change in held {
-                    if let Err(error) = change.disk.hold.exchange(&change.new, &change.old) {
-                        log::error!("{}: {error}", change.old.name);
-                    }
-                }
-                return Err(DmError::new(libc::EBUSY).detail(error.to_string()));
-            }
-            held.push(change);
-        }
+    fn switch(&self, minor: u32, changes: &[Change], socket: Option<Socket>) -> Verb<()> {
         let mut devices = self.devices();
         let mut dropped = Vec::new();
         for change in changes {
@@ -262,9 +271,12 @@ impl Mapper {
         let device = devices.get_mut(minor)?;
         dropped.push(device.inactive.take());
         if let Some(socket) = socket {
+            log_start(&device.disk, &socket.shown);
             device.serving = Some(self.serve(minor, &device.disk, socket)?);
         }
+        // Files may be closed, which is nothing to hold a lock for.
         drop(devices);
+        drop(dropped);
         Ok(())
     }
 
@@ -321,6 +333,25 @@ impl Change {
             check::count(self.new.map.segments(), "segment"),
             check::count(self.new.map.flush_set().len(), "component"),
         );
+    }
+}
+
+/// Takes the components of the new chains, and leaves those of the old ones.
+fn hold_new(changes: &[Change]) -> Verb<()> {
+    for (at, change) in changes.iter().enumerate() {
+        if let Err(error) = change.disk.hold.exchange(&change.old, &change.new) {
+            hold_old(&changes[..at]);
+            return Err(DmError::new(libc::EBUSY).detail(error.to_string()));
+        }
+    }
+    Ok(())
+}
+
+fn hold_old(changes: &[Change]) {
+    for change in changes {
+        if let Err(error) = change.disk.hold.exchange(&change.new, &change.old) {
+            log::error!("{}: {error}", change.old.name);
+        }
     }
 }
 

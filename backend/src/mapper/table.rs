@@ -66,6 +66,8 @@ pub(super) struct Table {
     origin: Arc<Source>,
     text: dm_table::Table,
     found: HashMap<String, Found>,
+    // Where relative paths begin.
+    directory: Option<PathBuf>,
     /// Where its sectors are.
     pub map: Arc<Map>,
     /// For reading alone.
@@ -106,7 +108,8 @@ impl Table {
                 warnings.extend(component.warnings.iter().map(|w| format!("{}: {w}", component.path.display())));
             }
         }
-        Ok(Table { origin, text, found, map: Arc::new(map), read_only, force: false, warnings })
+        let directory = ground.directory.clone().or_else(|| std::env::current_dir().ok());
+        Ok(Table { origin, text, found, directory, map: Arc::new(map), read_only, force: false, warnings })
     }
 
     /// The same over devices that have changed since. Where one has become smaller, and `lenient` is the table it was built
@@ -124,6 +127,7 @@ impl Table {
             origin: self.origin.clone(),
             text: self.text.clone(),
             found: self.found.clone(),
+            directory: self.directory.clone(),
             map: Arc::new(map),
             read_only: self.read_only,
             force: self.force,
@@ -147,6 +151,20 @@ impl Table {
             _ => Vec::new(),
         });
         Sectors::new(ends.max().unwrap_or(0))
+    }
+
+    /// The table as it was loaded, devices of this process as `lower` says.
+    pub fn as_loaded(&self, lower: &dyn Fn(u32) -> String) -> String {
+        let name = |dev: &DevRef| match self.found.get(&dev.text) {
+            Some(Found::Mapped(minor)) => lower(*minor),
+            _ => dev.text.clone(),
+        };
+        self.text.display_with(&name).to_string()
+    }
+
+    /// Where its relative paths begin.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
     }
 
     /// The table as its author wrote it.
@@ -339,7 +357,10 @@ impl Ground<'_> {
             help: error.help(),
         })?;
         let ix = self.slots.slot(&component)?;
-        let path = std::path::absolute(&path).unwrap_or(path);
+        let path = match dev.major_minor() {
+            Some(_) => component.path.clone(),
+            None => std::path::absolute(&path).unwrap_or(path),
+        };
         Ok(Found::Component(ix, component, path))
     }
 }

@@ -6,7 +6,7 @@ use crate::worker::pool::Cpus;
 
 fn mapper() -> Arc<Mapper> {
     let pool = Pool::new(0, Duration::ZERO, Cpus::default());
-    Mapper::new(Settings::default(), Registry::new(), Arc::new(pool))
+    Mapper::new(Settings::default(), Registry::new(), Arc::new(pool), None)
 }
 
 fn start(text: &str) -> Result<(Arc<Mapper>, Vec<String>), Diagnostic> {
@@ -123,8 +123,8 @@ fn a_table_is_loaded_and_then_resumed() {
     let resumed = resume(&mapper, "a").unwrap();
     assert!(resumed.paused_us.is_some() && !resumed.info.suspended && resumed.info.event_nr == before + 1);
     assert_eq!(map(&mapper, "a"), "4z 4e");
-    mapper.clear(&named("a")).unwrap();
-    mapper.clear(&named("a")).unwrap();
+    mapper.clear(&named("a"), &Patient).unwrap();
+    mapper.clear(&named("a"), &Patient).unwrap();
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn names_are_the_kernels() {
     create(&mapper, "b").unwrap();
     let rename = |from: &str, to: Option<&str>, uuid: Option<&str>| {
         let (name, uuid) = (to.map(str::to_owned), uuid.map(str::to_owned));
-        mapper.rename(&Rename { which: named(from), name, uuid })
+        mapper.rename(&Rename { which: named(from), name, uuid }, &Patient)
     };
     assert_eq!(rename("b", Some(r"sp\x20ace"), None).unwrap_err().errno, libc::EBUSY);
     rename("b", Some("c"), None).unwrap();
