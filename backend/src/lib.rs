@@ -21,6 +21,7 @@ pub mod frontend;
 pub mod guest;
 pub mod hold;
 pub mod inflight;
+pub mod inspect;
 pub mod limit;
 pub mod map;
 pub mod mapper;
