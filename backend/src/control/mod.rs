@@ -7,6 +7,8 @@ pub mod client;
 mod connection;
 mod dispatch;
 pub mod schema;
+#[cfg(test)]
+mod schema_file;
 mod server;
 mod wire;
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A device, by exactly one of these.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Which {
     /// Its name.
@@ -22,6 +23,7 @@ pub struct Which {
 
 /// `create`: a device without a table. Result: [`Info`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Create {
     /// Its name, at most 127 bytes.
@@ -36,6 +38,7 @@ pub struct Create {
 
 /// `remove`. Result: [`Removed`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Remove {
     /// The device.
@@ -50,6 +53,7 @@ pub struct Remove {
 
 /// Result of `remove`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Removed {
     /// It is still there, until its last user leaves.
     pub deferred: bool,
@@ -57,6 +61,7 @@ pub struct Removed {
 
 /// `rename`: one of the two. Result: [`Info`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rename {
     /// The device.
@@ -71,6 +76,7 @@ pub struct Rename {
 
 /// `load`: a table into the inactive slot. Result: [`Loaded`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Load {
     /// The device.
@@ -93,6 +99,7 @@ pub struct Load {
 
 /// Result of `load`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Loaded {
     /// What is doubtful though not wrong, for people.
     pub warnings: Vec<String>,
@@ -103,6 +110,7 @@ pub struct Loaded {
 /// `suspend`. Result: [`Info`]. While it waits for requests that are under way it sends notifications `waiting` with
 /// [`Waiting`]; a client that hangs up takes the suspend back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Suspend {
     /// The device.
@@ -114,6 +122,7 @@ pub struct Suspend {
 
 /// `resume`. Result: [`Resumed`]. May wait, and be taken back, as [`Suspend`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Resume {
     /// The device.
@@ -128,6 +137,7 @@ pub struct Resume {
 
 /// Result of `resume`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Resumed {
     /// The device.
     pub info: Info,
@@ -138,6 +148,7 @@ pub struct Resumed {
 
 /// Parameters of the notification `waiting`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Waiting {
     /// What for, for people.
     pub what: String,
@@ -147,6 +158,7 @@ pub struct Waiting {
 
 /// An operation that a component device has not ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct UnderWay {
     /// `read`, `write`, `flush`, `discard` or `write-zeroes`.
     pub kind: String,
@@ -163,6 +175,7 @@ pub struct UnderWay {
 
 /// `message`. Result: [`Reply`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Message {
     /// The device.
@@ -176,6 +189,7 @@ pub struct Message {
 
 /// Result of `message`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Reply {
     /// Lines to print, if there is an answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -184,6 +198,7 @@ pub struct Reply {
 
 /// `table` and `status`. Result: a list of [`Line`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     /// The device.
@@ -195,6 +210,7 @@ pub struct Query {
 
 /// A line of a table or status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Line {
     /// First sector of the segment.
     pub start: u64,
@@ -208,6 +224,7 @@ pub struct Line {
 
 /// A device that another lies on. `deps` gives a list of these.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Dep {
     /// Major number; nothing for a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -224,6 +241,7 @@ pub struct Dep {
 
 /// `wait`. Result: [`Info`], when the device's event number is above `event_nr`. A client that hangs up ends it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Wait {
     /// The device.
@@ -235,6 +253,7 @@ pub struct Wait {
 
 /// What is to be known of a device. `info` gives one, `list` all, by minor number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Info {
     /// Its name.
     pub name: String,
@@ -273,6 +292,7 @@ pub struct Info {
 
 /// A target type. `targets` gives a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TargetType {
     /// Its name.
     pub name: String,
@@ -282,6 +302,7 @@ pub struct TargetType {
 
 /// Result of `version`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Version {
     /// This program's.
     pub program: String,
@@ -291,6 +312,7 @@ pub struct Version {
 
 /// `stats`. Result: a list of [`crate::stats::Snapshot`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct StatsQuery {
     /// The device; by default all.
@@ -303,6 +325,7 @@ pub struct StatsQuery {
 
 /// `data` of an error.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ErrorData {
     /// Symbolic errno; the error's `code` is its number, its `message` what strerror(3) says of it.
     pub errno: String,

@@ -9,6 +9,7 @@ pub const KINDS: [&str; 5] = ["read", "write", "flush", "discard", "write-zeroes
 
 /// What a device has done since it was made.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Snapshot {
     /// Its name.
     pub name: String,
@@ -29,6 +30,7 @@ pub struct Snapshot {
 
 /// Requests of a guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Device {
     /// Sectors of the device.
     pub sectors: u64,
@@ -44,6 +46,7 @@ pub struct Device {
 
 /// What is counted of a kind of operation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Counters {
     /// Operations that have ended.
     pub ops: u64,
@@ -57,6 +60,7 @@ pub struct Counters {
 
 /// Times from the moment an operation was taken to its end.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Latency {
     /// Operations that were timed, or stand for others like them that were not.
     pub count: u64,
@@ -77,6 +81,7 @@ pub struct Latency {
 
 /// A segment of the flat map.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Segment {
     /// First sector.
     pub start: u64,
@@ -100,6 +105,7 @@ pub struct Segment {
 
 /// A component device.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Component {
     /// The kernel's name of it, or a file's name.
     pub name: String,
@@ -115,6 +121,7 @@ pub struct Component {
 
 /// A worker thread.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Worker {
     /// Its thread's name.
     pub name: String,
