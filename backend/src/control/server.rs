@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Uid;
 
 use super::connection::{Client, Connection, End, Input, wait};
 use super::dispatch::Handler;
@@ -38,6 +39,8 @@ struct Shared {
     clients: Mutex<usize>,
     left: Condvar,
     limiter: Limiter,
+    // For what clients ask in vain.
+    refusals: Limiter,
 }
 
 impl Handler for Arc<Mapper> {
@@ -64,8 +67,9 @@ impl Server {
         let (listener, owned) = socket::listen_private(path)?;
         let failed = |doing, source| SocketError::Io { doing, path: PathBuf::from(path), source };
         let end = End::new().map_err(|error| failed("make an eventfd for", error.into()))?;
-        let (clients, left, limiter) = (Mutex::default(), Condvar::new(), Limiter::default());
-        let shared = Arc::new(Shared { handler, end: Arc::new(end), clients, left, limiter });
+        let (clients, left) = (Mutex::default(), Condvar::new());
+        let (limiter, refusals) = (Limiter::default(), Limiter::default());
+        let shared = Arc::new(Shared { handler, end: Arc::new(end), clients, left, limiter, refusals });
         let accepting = std::thread::Builder::new().name("control".into()).spawn({
             let shared = shared.clone();
             move || accept(&shared, &listener)
@@ -140,11 +144,16 @@ fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
     }
 }
 
+/// Whoever may do what the process may.
+fn may(peer: Uid, ours: Uid) -> bool {
+    peer == ours || peer.is_root()
+}
+
 fn admit(shared: &Arc<Shared>, stream: UnixStream) -> io::Result<()> {
     let peer = rustix::net::sockopt::socket_peercred(&stream)?;
     let mut connection = Connection::new(stream, shared.end.clone())?;
     let ours = rustix::process::geteuid();
-    if peer.uid != ours && !peer.uid.is_root() {
+    if !may(peer.uid, ours) {
         let (peer, ours) = (peer.uid.as_raw(), ours.as_raw());
         limited!(shared.limiter, warn, "control socket: refused a client of user {peer}");
         let text =
@@ -159,7 +168,7 @@ fn admit(shared: &Arc<Shared>, stream: UnixStream) -> io::Result<()> {
         return Ok(());
     };
     let serve = move || {
-        while answer_next(seat.0.handler.as_ref(), &mut connection) {}
+        while answer_next(&seat.0, &mut connection) {}
         // The client sees the end before its place is another's.
         drop(connection);
         drop(seat);
@@ -168,7 +177,7 @@ fn admit(shared: &Arc<Shared>, stream: UnixStream) -> io::Result<()> {
 }
 
 /// Does the next request; `false` at the end of the connection.
-fn answer_next(handler: &dyn Handler, connection: &mut Connection) -> bool {
+fn answer_next(shared: &Shared, connection: &mut Connection) -> bool {
     let refuse = |connection: &Connection, code, text: &str| {
         let _ = connection.send(&wire::answer(Err(&Fault::new(code, text)), None));
         false
@@ -189,9 +198,10 @@ fn answer_next(handler: &dyn Handler, connection: &mut Connection) -> bool {
     match wire::parse(bytes) {
         Ok(request) => {
             let client = Client { connection, silent: request.id.is_none() };
-            let outcome = handler.call(&request.method, request.params, &client);
+            let outcome = shared.handler.call(&request.method, request.params, &client);
             if let Err(fault) = &outcome {
-                log::debug!("control socket: {}: {}", request.method.escape_debug(), fault.message.escape_debug());
+                let method: String = request.method.escape_debug().take(32).collect();
+                limited!(shared.refusals, debug, "control socket: {method}: {}", fault.message.escape_debug());
             }
             match request.id {
                 Some(id) => connection.send(&wire::answer(outcome.as_deref(), Some(id))).is_ok(),

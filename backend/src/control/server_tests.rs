@@ -192,6 +192,13 @@ fn refusals_keep_their_errno_and_words() {
 }
 
 #[test]
+fn the_processs_user_and_root_are_admitted() {
+    let [root, one, other] = [0, 1000, 1001].map(Uid::from_raw);
+    assert!(may(one, one) && may(root, one) && may(root, root));
+    assert!(!may(other, one) && !may(one, root));
+}
+
+#[test]
 fn one_that_reads_nothing_is_in_nobodys_way() {
     let mut ground = Ground::new();
     let mut deaf: Vec<UnixStream> = (0..4).map(|_| ground.stream()).collect();
