@@ -4,6 +4,7 @@
 //! it where that changes too; the lock on the devices themselves is never held while something may wait.
 
 mod device;
+mod durable;
 mod error;
 mod keep;
 mod serve;

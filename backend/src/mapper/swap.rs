@@ -12,7 +12,6 @@ use crate::chain::Chain;
 use crate::check;
 use crate::control::schema::{Info, Resume, Resumed, Suspend, UnderWay, Waiting};
 use crate::daemon::log_start;
-use crate::device::Component;
 use crate::disk::Disk;
 use crate::frontend::Session;
 use crate::frontend::quiesce::{self, Waits};
@@ -24,7 +23,7 @@ use super::keep;
 use super::serve::{self, Socket};
 use super::state::{Committed, Prepared, StateError};
 use super::table::{self, Table};
-use super::{Caller, Claim, DmError, Mapper, Verb, system};
+use super::{Caller, Claim, DmError, Mapper, Verb, durable};
 
 /// What is exchanged under a device.
 struct Change {
@@ -46,7 +45,8 @@ impl Mapper {
         if self.devices().get(minor)?.suspended.is_none() {
             self.rest(minor, &claim, caller)?;
             let chain = self.devices().get(minor)?.disk.chain();
-            let flushed = if suspend.noflush { Ok(()) } else { flush(&chain) };
+            let written = if suspend.noflush { Vec::new() } else { durable::written(&chain) };
+            let flushed = durable::sync(written, caller);
             if let Err(error) = flushed {
                 self.unrest(&claim);
                 return Err(error);
@@ -135,7 +135,10 @@ impl Mapper {
         let exchanged = self.exchange_now(minor, &changes, resume.noflush, claim, caller);
         let (began, kept) = match exchanged {
             Ok(exchanged) => exchanged,
-            Err(error) if error.errno == libc::EINTR => return Err(error),
+            Err(error) if error.errno == libc::EINTR => {
+                self.unrest(claim);
+                return Err(error);
+            }
             Err(error) => return Err(self.fail(minor, error, claim, caller)),
         };
         self.go_on(minor, claim);
@@ -159,17 +162,17 @@ impl Mapper {
         claim: &Claim<'_>,
         caller: &dyn Caller,
     ) -> Verb<(Instant, Option<Committed<'_>>)> {
-        if !noflush {
-            // What can be done before the guest has to wait. It is done again, so its failure is found then.
-            let _ = changes.iter().try_for_each(settle);
-        }
+        let left: Vec<_> = match noflush {
+            true => Vec::new(),
+            false => changes.iter().flat_map(|change| durable::left(&change.old, &change.new)).collect(),
+        };
+        // What can be done before the guest has to wait. It is done again, so its failure is found then.
+        let _ = durable::sync(left.clone(), caller);
         let tables: Tables = changes.iter().map(|change| (change.minor, change.table.clone())).collect();
         let state = self.prepare_to_keep(&tables)?;
         let began = Instant::now();
         self.rest(minor, claim, caller)?;
-        if !noflush {
-            changes.iter().try_for_each(settle)?;
-        }
+        durable::sync(left, caller)?;
         let socket = self.socket_if_new(minor)?;
         hold_new(changes)?;
         // What is served from now on is kept before anything is written to it.
@@ -353,27 +356,6 @@ fn hold_old(changes: &[Change]) {
             log::error!("{}: {error}", change.old.name);
         }
     }
-}
-
-/// Makes durable what the old chain has written to components that the new one does not flush.
-fn settle(change: &Change) -> Verb<()> {
-    let kept = |component: &Component| change.new.flushed().any(|(_, new)| new.identity == component.identity);
-    let left = change.old.flushed().filter(|(_, component)| !kept(component));
-    left.map(|(_, component)| component).filter(|_| !change.old.read_only).try_for_each(|component| sync(component))
-}
-
-fn flush(chain: &Chain) -> Verb<()> {
-    let written = chain.flushed().filter(|_| !chain.read_only);
-    written.map(|(_, component)| component).try_for_each(|component| sync(component))
-}
-
-fn sync(component: &Component) -> Verb<()> {
-    component.sync().map_err(|error| {
-        let why = system(&error);
-        let path = component.path.display();
-        let detail = format!("{path}: what was written is not on it: {error}; --noflush goes on all the same");
-        DmError { detail: Some(detail), ..why }
-    })
 }
 
 /// Tells the caller what a drain waits for.
