@@ -171,7 +171,7 @@ impl Mapper {
     /// DM_DEV_CREATE.
     ///
     /// # Errors
-    /// Name or uuid in use (EBUSY), or not possible (EINVAL).
+    /// Name or uuid in use (EBUSY), minor number in use (ENXIO), or not possible (EINVAL).
     pub fn create(&self, new: &schema::Create) -> Verb<Info> {
         self.create_with(new, None)
     }
@@ -183,11 +183,10 @@ impl Mapper {
             check_uuid(uuid)?;
         }
         let mut devices = self.devices();
-        let taken = |device: &Device| {
-            device.name == new.name
-                || (new.uuid.is_some() && device.uuid == new.uuid)
-                || Some(device.minor) == new.minor
-        };
+        if new.minor.is_some_and(|minor| devices.all.contains_key(&minor)) {
+            return Err(DmError::new(libc::ENXIO).detail("another device has this minor number"));
+        }
+        let taken = |device: &Device| device.name == new.name || (new.uuid.is_some() && device.uuid == new.uuid);
         if devices.closed || devices.all.values().any(taken) {
             return Err(DmError::new(libc::EBUSY));
         }
@@ -305,7 +304,11 @@ impl Mapper {
         let (minor, _claim) = self.claim_one(&load.which, caller)?;
         let source = Arc::new(Source::new(load.source.as_deref().unwrap_or("table"), load.table.as_str()));
         let file = dm_table::parse(source.clone(), dm_table::Format::Plain);
-        let mut file = file.map_err(|diagnostic| table::refused(minor, &diagnostic))?;
+        let mut file = file.map_err(|diagnostic| match diagnostic.reason().ends_with('.') {
+            // dmsetup's own words, before the kernel sees the table.
+            true => table::refused(minor, &diagnostic),
+            false => table::refused(minor, &diagnostic).kernel("ioctl: error adding target to table"),
+        })?;
         let text = match (file.devices.pop(), file.devices.is_empty()) {
             (Some(device), true) if !device.table.is_empty() => device.table,
             (None | Some(_), true) => {

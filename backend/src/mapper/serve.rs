@@ -66,6 +66,8 @@ pub(super) fn unservable(error: &SocketError) -> DmError {
     let errno = match error {
         SocketError::Taken(_) => libc::EADDRINUSE,
         SocketError::NotASocket(_) => libc::EEXIST,
+        // Of the standard library: the path does not fit a socket's address.
+        SocketError::Io { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => libc::ENAMETOOLONG,
         SocketError::Io { source, .. } | SocketError::Inherited(_, source) => {
             source.raw_os_error().unwrap_or(libc::EIO)
         }

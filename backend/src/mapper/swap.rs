@@ -149,7 +149,9 @@ impl Mapper {
         for change in &changes {
             change.tell();
         }
-        self.devices().get(minor)?.events.raise();
+        if changes.iter().any(|change| change.minor == minor && !change.old.is_empty()) {
+            self.devices().get(minor)?.events.raise();
+        }
         Ok(paused)
     }
 
