@@ -64,7 +64,12 @@ impl Chain {
         u64::from(self.map.limits().logical_block) / dm_table::SECTOR_SIZE
     }
 
-    /// The components that a write can reach.
+    /// The components that a request can reach.
+    pub fn reached(&self) -> impl Iterator<Item = (DevIx, &Arc<Component>)> {
+        self.map.devices().iter().filter_map(|ix| Some((*ix, self.components.get(*ix)?)))
+    }
+
+    /// The components that a flush must reach, besides those of stateful targets, which do that themselves.
     pub fn flushed(&self) -> impl Iterator<Item = (DevIx, &Arc<Component>)> {
         self.map.flush_set().iter().filter_map(|ix| Some((*ix, self.components.get(*ix)?)))
     }

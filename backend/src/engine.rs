@@ -86,11 +86,22 @@ pub enum Wait {
     No,
     /// Sleep until there is an event.
     Event,
+    /// The same, but no longer than to this time of the engine's clock.
+    Until(u64),
+}
+
+/// Nanoseconds of this machine's monotonic clock, which is the same for all engines that do real work.
+pub fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0).saturating_mul(1_000_000_000) + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 /// Runs commands against component devices. Every started command ends in exactly one [`Event::Done`]; a command never
 /// fails otherwise.
 pub trait Engine {
+    /// Nanoseconds of a clock that never goes back.
+    fn now(&self) -> u64;
+
     /// Makes a file known. It stays open until [`Engine::remove_file`].
     ///
     /// # Errors

@@ -7,11 +7,13 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use io_uring::register::Restriction;
+use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
-use crate::engine::{Command, Engine, Event, FileIx, MAX_SLICES, Wait};
+use crate::engine::{Command, Engine, Event, FileIx, MAX_SLICES, Wait, monotonic};
 use crate::guest::HostSlice;
 
 /// Submission entries; more are submitted in several system calls.
@@ -139,7 +141,7 @@ impl Uring {
     #[inline]
     fn make_room(&mut self, slices: usize) {
         while self.ring.submission().is_full() || self.arena.len() + slices > ARENA {
-            self.submit(0);
+            self.submit(0, None);
             if !self.ring.submission().is_empty() {
                 // The kernel refuses more while completions wait to be taken.
                 let mut early = std::mem::take(&mut self.early);
@@ -159,15 +161,22 @@ impl Uring {
     }
 
     /// One io_uring_enter(2). What it cannot do now (EINTR, EBUSY, EAGAIN) the next turn does.
-    fn submit(&mut self, want: usize) -> Option<io::Error> {
-        let result = self.ring.submitter().submit_and_wait(want);
+    fn submit(&mut self, want: usize, until: Option<u64>) -> Option<io::Error> {
+        let submitter = self.ring.submitter();
+        let result = match until {
+            None => submitter.submit_and_wait(want),
+            Some(until) => {
+                let left = Duration::from_nanos(until.saturating_sub(monotonic()));
+                submitter.submit_with_args(want, &SubmitArgs::new().timespec(&Timespec::from(left)))
+            }
+        };
         if self.ring.submission().is_empty() {
             // IORING_FEAT_SUBMIT_STABLE: the kernel has its own copy of the lists.
             self.arena.clear();
         }
         match result {
             Ok(_) => None,
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => None,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME)) => None,
             Err(e) => Some(e),
         }
     }
@@ -335,16 +344,24 @@ impl Engine for Uring {
     }
 
     #[inline]
+    fn now(&self) -> u64 {
+        monotonic()
+    }
+
     fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         events.append(&mut self.early);
-        let sleep = wait == Wait::Event && events.is_empty();
+        let sleep = wait != Wait::No && events.is_empty();
+        let until = match wait {
+            Wait::Until(until) => Some(until),
+            Wait::No | Wait::Event => None,
+        };
         let (idle, completed) = {
             let (_, sq, cq) = self.ring.split();
             (sq.is_empty() && !sq.taskrun() && !sq.cq_overflow(), !cq.is_empty())
         };
         let wait = sleep && !completed;
         if (wait || !idle)
-            && let Some(error) = self.submit(usize::from(wait))
+            && let Some(error) = self.submit(usize::from(wait), until.filter(|_| wait))
         {
             return Err(error);
         }

@@ -34,7 +34,10 @@ use crate::device;
 use index::Index;
 pub use limits::{Stacked, StackedDiscard};
 pub use overlap::{Shared, shared};
+pub use stripe::Leg;
 use stripe::Striped;
+
+use crate::targets::Stateful;
 
 /// Most segments of one map after flattening: the kernel's own bound for the lines of a table
 /// (`DM_MAX_TARGETS`). Lines over big lower maps multiply, so this is checked before memory is taken.
@@ -92,6 +95,13 @@ pub enum Step {
     Zero,
     /// Fails with an I/O error (`error`).
     Error,
+    /// Give it to a stateful target.
+    Target {
+        /// Which one: see [`Map::target`].
+        target: u32,
+        /// Its first sector, counted from the start of the target's line.
+        at: Sectors,
+    },
 }
 
 /// A part of a request that goes to one place.
@@ -116,6 +126,11 @@ enum Segment {
     Striped(Box<Striped>),
     Zero,
     Error,
+    /// The segment begins `skip` sectors into the target's line.
+    Target {
+        target: u32,
+        skip: u64,
+    },
 }
 
 /// Where the data of a disk is: sector ranges in order, from sector 0 without a gap.
@@ -133,6 +148,8 @@ pub struct Map {
     flush_set: Box<[DevIx]>,
     /// Names for diagnostics of every device that data of this map can be on, also through lower maps.
     names: BTreeMap<DevIx, Arc<str>>,
+    /// Stateful targets that its segments lead to, those of lower maps included.
+    targets: Box<[Arc<Stateful>]>,
     /// Striped levels that a walk has to recurse through.
     depth: u32,
 }
@@ -186,6 +203,28 @@ impl Map {
     /// Number of segments after flattening.
     pub fn segments(&self) -> usize {
         self.segments.len()
+    }
+
+    /// A stateful target, by its number in a step.
+    #[inline]
+    pub fn target(&self, number: u32) -> Option<&Arc<Stateful>> {
+        self.targets.get(number as usize)
+    }
+
+    /// All stateful targets.
+    pub fn targets(&self) -> &[Arc<Stateful>] {
+        &self.targets
+    }
+
+    /// The same map for use among other targets: its own have numbers from `first` on.
+    fn renumbered(&self, first: u32) -> Map {
+        let mut map = self.clone();
+        for segment in &mut map.segments {
+            if let Segment::Target { target, .. } = segment {
+                *target += first;
+            }
+        }
+        map
     }
 
     /// The limits of the disk, stacked from those of its components.

@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use super::{DevIx, Map};
+use dm_table::Sectors;
+
+use super::{DevIx, Map, Piece, Step};
+use crate::targets::Stateful;
 
 /// A striped segment, or the part of one that a linear line above it uses.
 #[derive(Clone, Debug)]
@@ -23,11 +26,68 @@ pub(super) struct Striped {
     legs_shift: Option<u32>,
 }
 
-/// One stripe: where its sector 0 is.
+/// A range of a device or of a lower map: one stripe, or what a stateful target lies on.
 #[derive(Clone, Debug)]
-pub(super) enum Leg {
-    Device { dev: DevIx, start: u64 },
-    Map { map: Arc<Map>, start: u64 },
+pub enum Leg {
+    /// Of a component device.
+    Device {
+        /// The device.
+        dev: DevIx,
+        /// The range's first sector on it.
+        start: u64,
+    },
+    /// Of a lower map.
+    Map {
+        /// The map.
+        map: Arc<Map>,
+        /// The range's first sector on it.
+        start: u64,
+    },
+}
+
+impl Leg {
+    /// Cuts `len` sectors at `at` of the range into pieces, as [`Map::pieces`].
+    pub fn pieces(&self, at: Sectors, len: Sectors, f: &mut impl FnMut(Piece)) {
+        match self {
+            Leg::Device { dev, start } => {
+                let step = Step::Device { dev: *dev, at: Sectors::new(start + at.get()) };
+                f(Piece { step, skip: Sectors::ZERO, len });
+            }
+            Leg::Map { map, start } => map.walk(start + at.get(), len.get(), 0, f),
+        }
+    }
+
+    /// Cuts them into ranges, as [`Map::ranges`].
+    pub fn ranges(&self, at: Sectors, len: Sectors, f: &mut impl FnMut(Step, Sectors)) {
+        match self {
+            Leg::Device { dev, start } => f(Step::Device { dev: *dev, at: Sectors::new(start + at.get()) }, len),
+            Leg::Map { map, start } => map.walk_ranges(start + at.get(), len.get(), f),
+        }
+    }
+
+    /// Component devices behind it.
+    pub fn devices(&self) -> &[DevIx] {
+        match self {
+            Leg::Device { dev, .. } => std::slice::from_ref(dev),
+            Leg::Map { map, .. } => map.devices(),
+        }
+    }
+
+    /// Component devices that a flush of it must reach by itself, besides those of its targets.
+    pub fn flush_set(&self) -> &[DevIx] {
+        match self {
+            Leg::Device { dev, .. } => std::slice::from_ref(dev),
+            Leg::Map { map, .. } => map.flush_set(),
+        }
+    }
+
+    /// Stateful targets behind it.
+    pub fn targets(&self) -> &[Arc<Stateful>] {
+        match self {
+            Leg::Device { .. } => &[],
+            Leg::Map { map, .. } => map.targets(),
+        }
+    }
 }
 
 /// A place in a striped line.

@@ -62,6 +62,9 @@ impl Map {
                 Segment::Linear { dev, start } => Step::Device { dev: *dev, at: Sectors::new(start + into) },
                 Segment::Zero => Step::Zero,
                 Segment::Error => Step::Error,
+                Segment::Target { target, skip } => {
+                    Step::Target { target: *target, at: Sectors::new(skip + into) }
+                }
                 Segment::Striped(striped) => {
                     walk_striped(striped, striped.skip + into, take, skip, f);
                     skip += take;
@@ -82,6 +85,9 @@ impl Map {
                 }
                 Segment::Zero => f(Step::Zero, Sectors::new(take)),
                 Segment::Error => f(Step::Error, Sectors::new(take)),
+                Segment::Target { target, skip } => {
+                    f(Step::Target { target: *target, at: Sectors::new(skip + into) }, Sectors::new(take));
+                }
                 Segment::Striped(striped) => {
                     walk_striped_ranges(striped, striped.skip + into, take, f);
                 }

@@ -548,6 +548,10 @@ impl Engine for Sim {
     }
 
     /// With nothing to wait for it returns at once, and [`Sim::asleep`] says so.
+    fn now(&self) -> u64 {
+        self.0.borrow().now
+    }
+
     fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         #[cfg(test)]
         pause::reached();
@@ -562,11 +566,18 @@ impl Engine for Sim {
             if wait == Wait::No || events.len() > before {
                 return Ok(());
             }
-            let Some(((due, ..), _)) = state.agenda.first_key_value() else {
-                state.asleep = true;
-                return Ok(());
-            };
-            state.now = *due;
+            let due = state.agenda.first_key_value().map(|((due, ..), _)| *due);
+            match (due, wait) {
+                (due, Wait::Until(at)) if due.is_none_or(|due| at < due) => {
+                    state.now = state.now.max(at);
+                    return Ok(());
+                }
+                (Some(due), _) => state.now = due,
+                (None, _) => {
+                    state.asleep = true;
+                    return Ok(());
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::guest::{HostSlice, Mapping};
 
 /// Hands out a list of slices in order, in parts of any length.
 #[derive(Clone, Copy)]
-pub(super) struct Cursor<'a> {
+pub(crate) struct Cursor<'a> {
     slices: &'a [HostSlice],
     skip: usize,
 }

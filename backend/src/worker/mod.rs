@@ -2,7 +2,7 @@
 //!
 //! The control side talks to a worker by messages and waits for its answers; on the path of a request nothing is shared.
 
-mod cursor;
+pub(crate) mod cursor;
 mod dirty;
 pub mod ops;
 pub mod poll;
@@ -11,6 +11,7 @@ pub mod queue;
 pub mod returns;
 #[cfg(test)]
 mod simulation;
+mod tasks;
 
 use std::fs::File;
 use std::io;
@@ -24,10 +25,13 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::engine::{Engine, Event, Wait};
 use crate::uring::Uring;
-use ops::{Ops, UnderWay};
+use ops::{Ops, Owner, UnderWay};
 use poll::{Lookers, Pace, Poll};
 use pool::Cpus;
 use queue::{Queue, Setup};
+use tasks::{Parent, Tasks};
+
+use crate::targets::cx::{Local, Start, What};
 
 /// Watch number of the worker's own mailbox; the others are indices of queues plus one.
 const MAILBOX: u32 = 0;
@@ -188,7 +192,12 @@ struct Place {
 pub(crate) struct Core<E> {
     pub(crate) engine: E,
     ops: Ops,
+    tasks: Tasks,
+    local: Local,
+    ended: Vec<(Owner, i32)>,
     queues: Vec<Option<Place>>,
+    // Some queue's chain has stateful targets: only then is there anything to be done for tasks.
+    stateful: bool,
     events: Vec<Event>,
     poll: Poll,
     // What the worker waited for in the sleep before this turn, and how long.
@@ -198,7 +207,9 @@ pub(crate) struct Core<E> {
 
 impl<E: Engine> Core<E> {
     pub(crate) fn new(engine: E, ops: Ops, poll: Poll) -> Core<E> {
-        Core { engine, ops, queues: Vec::new(), events: Vec::new(), poll, woken: None, rung: false }
+        let local = Local::default();
+        let tasks = Tasks::new(local.clone());
+        Core { engine, ops, tasks, local, ended: Vec::new(), queues: Vec::new(), stateful: false, events: Vec::new(), poll, woken: None, rung: false }
     }
 
     fn run(&mut self, mail: &Receiver<Mail>, bell: &EventFd) {
@@ -225,10 +236,17 @@ impl<E: Engine> Core<E> {
     #[inline]
     pub(crate) fn turn(&mut self) -> io::Result<()> {
         let mut busy = false;
+        let stateful = self.stateful;
+        if stateful {
+            self.local.0.borrow_mut().fire(self.engine.now());
+        }
         for place in self.queues.iter_mut().flatten() {
-            busy |= place.queue.take(&mut self.ops, &mut self.engine);
+            busy |= place.queue.take(&mut self.ops, &mut self.tasks, &mut self.engine);
             // What needed no device is done already.
             place.queue.publish();
+        }
+        if stateful {
+            self.drive();
         }
         if let Some((pace, time)) = self.woken.take()
             && busy
@@ -241,7 +259,12 @@ impl<E: Engine> Core<E> {
         let asleep_since = (sleep && self.poll.adapts(pace)).then(Instant::now);
 
         let mut events = std::mem::take(&mut self.events);
-        let result = self.engine.turn(if sleep { Wait::Event } else { Wait::No }, &mut events);
+        let wait = match (sleep, self.next_timer()) {
+            (false, _) => Wait::No,
+            (true, None) => Wait::Event,
+            (true, Some(due)) => Wait::Until(due),
+        };
+        let result = self.engine.turn(wait, &mut events);
         // A kick for a request that was taken before the sleep says nothing: only what brought work counts.
         self.woken = asleep_since.map(|since| (pace, since.elapsed()));
         if self.woken.is_some()
@@ -261,10 +284,59 @@ impl<E: Engine> Core<E> {
             self.handle(event);
         }
         self.events = events;
+        if stateful {
+            self.drive();
+        }
         for place in self.queues.iter_mut().flatten() {
             place.queue.publish();
         }
         result
+    }
+
+    /// When a task is to be woken, where no other reason to turn comes earlier.
+    #[inline]
+    fn next_timer(&self) -> Option<u64> {
+        if self.stateful { self.local.0.borrow().next_timer() } else { None }
+    }
+
+    /// Runs tasks, and does what they begin, until all of them wait.
+    fn drive(&mut self) {
+        loop {
+            self.tasks.run(&mut self.ended);
+            for (owner, errno) in self.ended.drain(..) {
+                if let Some(Some(place)) = self.queues.get_mut(owner.queue as usize) {
+                    place.queue.task_ended(owner.slot, errno);
+                }
+            }
+            let starts = std::mem::take(&mut self.local.0.borrow_mut().starts);
+            if starts.is_empty() {
+                return;
+            }
+            for start in starts {
+                self.begin(start);
+            }
+        }
+    }
+
+    fn begin(&mut self, Start { join, task, what }: Start) {
+        let queue = self.tasks.queue(task).unwrap_or(u32::MAX);
+        match what {
+            What::Target { target, io } => self.tasks.spawn(queue, Parent::Join(join), target, io),
+            What::Device { dev, action, at, len, data } => {
+                let ended = match self.queues.get_mut(queue as usize) {
+                    Some(Some(place)) => {
+                        let (ops, engine) = (&mut self.ops, &mut self.engine);
+                        place.queue.start_for_task((join, action), (dev, at, len), &data, ops, engine)
+                    }
+                    _ => Some(libc::EIO),
+                };
+                let mut local = self.local.0.borrow_mut();
+                local.spare(data);
+                if let Some(errno) = ended {
+                    local.done(join, errno);
+                }
+            }
+        }
     }
 
     #[inline]
@@ -274,7 +346,15 @@ impl<E: Engine> Core<E> {
                 if let Some(verdict) = self.ops.complete(&mut self.engine, token, result)
                     && let Some(Some(place)) = self.queues.get_mut(verdict.owner.queue as usize)
                 {
-                    place.queue.complete(&verdict);
+                    match verdict.owner.join() {
+                        None => place.queue.complete(&verdict),
+                        Some(join) => {
+                            if verdict.errno != 0 {
+                                place.queue.task_failed(&verdict);
+                            }
+                            self.local.0.borrow_mut().done(join, verdict.errno);
+                        }
+                    }
                 }
             }
             Event::Ready { watch: MAILBOX } => self.rung = true,
@@ -303,6 +383,8 @@ impl<E: Engine> Core<E> {
                 if let Some(Some(place)) = self.queues.get_mut(index as usize) {
                     place.queue.hold();
                     place.hold = Some(answer);
+                    // Some hold requests back for no other reason than time, and have been told not to.
+                    self.tasks.wake_all();
                 }
             }
             Mail::Go(index) => {
@@ -330,6 +412,7 @@ impl<E: Engine> Core<E> {
         // Used entries that a predecessor has published may never have been told of.
         queue.notify();
         self.engine.watch(kick, index as u32 + 1);
+        self.stateful |= queue.is_stateful();
         self.queues[index] = Some(Place { queue, stop: None, hold: None, watched: true });
         Ok(index as u32)
     }
@@ -344,6 +427,7 @@ impl<E: Engine> Core<E> {
 
     /// Ends the queues that were stopped and have drained, and answers who waits.
     fn finish_stops(&mut self) {
+        let mut ended = false;
         for slot in &mut self.queues {
             let Some(place) = slot else { continue };
             if let Some(answer) = place.hold.take_if(|_| place.queue.drained()) {
@@ -357,9 +441,13 @@ impl<E: Engine> Core<E> {
             if let Some(Place { queue, stop: Some(answer), .. }) = slot.take() {
                 let next = queue.next_avail();
                 queue.end(&mut self.ops, &mut self.engine);
+                ended = true;
                 // Who asked may have gone meanwhile; the queue has ended all the same.
                 let _ = answer.send(next);
             }
+        }
+        if ended {
+            self.stateful = self.queues.iter().flatten().any(|place| place.queue.is_stateful());
         }
     }
 }

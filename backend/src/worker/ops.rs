@@ -79,6 +79,22 @@ pub struct Owner {
     pub slot: u32,
 }
 
+impl Owner {
+    /// In a slot number: it is not a request's, but that of an operation of one of the queue's tasks.
+    const TASK: u32 = 1 << 31;
+
+    /// An operation of a task.
+    pub(super) fn task(queue: u32, join: u32) -> Owner {
+        Owner { queue, slot: join | Owner::TASK }
+    }
+
+    /// Its number, if it is one of a task.
+    #[inline]
+    pub(super) fn join(&self) -> Option<u32> {
+        (self.slot & Owner::TASK != 0).then_some(self.slot & !Owner::TASK)
+    }
+}
+
 /// How an operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {

@@ -17,6 +17,7 @@ use super::cursor::{Cursor, copied};
 use super::dirty::Dirty;
 use super::ops::{Action, Device, Ops, Owner, Verdict};
 use super::returns::{Order, Returns, Ticket};
+use super::tasks::{Parent, Tasks};
 use crate::chain::Chain;
 use crate::device::Access;
 use crate::engine::Engine;
@@ -25,6 +26,7 @@ use crate::inflight::Tracker;
 use crate::limited;
 use crate::map::{DevIx, Piece, Step};
 use crate::request::{self, ChainError, ID_LEN, Kind};
+use crate::targets::Io;
 use crate::vring::{Broken, Vring};
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
@@ -142,7 +144,7 @@ impl Queue {
         }
         let mut devices: Vec<Option<Device>> = Vec::new();
         let mut files = Vec::new();
-        for (ix, component) in setup.chain.flushed() {
+        for (ix, component) in setup.chain.reached() {
             let at = usize::from(ix.0);
             let open = component.file();
             let file = match engine.add_file(open.as_fd()) {
@@ -192,7 +194,7 @@ impl Queue {
 
     /// Takes every head that is there; returns whether there was one.
     #[inline]
-    pub fn take(&mut self, ops: &mut Ops, engine: &mut impl Engine) -> bool {
+    pub fn take(&mut self, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine) -> bool {
         if (self.stopped || self.held) && self.replay.is_empty() {
             return false;
         }
@@ -216,7 +218,7 @@ impl Queue {
             match self.next() {
                 Ok(Some(head)) => {
                     any = true;
-                    self.serve(head, ops, engine);
+                    self.serve(head, ops, tasks, engine);
                     bytes += self.request.data_len;
                 }
                 Ok(None) => break,
@@ -250,7 +252,7 @@ impl Queue {
     }
 
     #[inline]
-    fn serve(&mut self, head: u16, ops: &mut Ops, engine: &mut impl Engine) {
+    fn serve(&mut self, head: u16, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine) {
         match self.request.parse(self.vring.ring(), &self.guest, head) {
             Ok((kind, status_byte)) => {
                 let slot = self.open(head, status_byte);
@@ -260,10 +262,10 @@ impl Queue {
                     dirty.begin(slot, &self.request.data);
                 }
                 match kind {
-                    Kind::Read | Kind::Write => self.transfer(kind, slot, ops, engine),
-                    Kind::Flush => self.flush(slot, ops, engine),
+                    Kind::Read | Kind::Write => self.transfer(kind, slot, ops, tasks, engine),
+                    Kind::Flush => self.flush(slot, ops, tasks, engine),
                     Kind::GetId => self.get_id(slot),
-                    Kind::Discard | Kind::WriteZeroes => self.ranges(kind, slot, ops, engine),
+                    Kind::Discard | Kind::WriteZeroes => self.ranges(kind, slot, ops, tasks, engine),
                     Kind::Unknown => self.slots[slot as usize].status = UNSUPP,
                 }
                 if !self.settle(slot, OK) {
@@ -337,7 +339,7 @@ impl Queue {
     }
 
     #[inline]
-    fn transfer(&mut self, kind: Kind, slot: u32, ops: &mut Ops, engine: &mut impl Engine) {
+    fn transfer(&mut self, kind: Kind, slot: u32, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine) {
         let write = kind == Kind::Write;
         let (at, bytes) = (self.request.at, self.request.data_len);
         let sectors = bytes / dm_table::SECTOR_SIZE;
@@ -379,6 +381,17 @@ impl Queue {
                     slot.pending += 1;
                     ops.start(engine, token);
                 }
+                Step::Target { target, at } => {
+                    let Some(target) = chain.map.target(target) else {
+                        slot.status = IOERR;
+                        return cursor.skip(len);
+                    };
+                    let mut data = tasks.slices();
+                    cursor.take(len, |slice| data.push(slice));
+                    slot.pending += 1;
+                    let io = Io { action, at: at.get(), len: piece.len.get(), data };
+                    tasks.spawn(owner.queue, Parent::Request(owner), target.clone(), io);
+                }
                 Step::Zero if write => cursor.skip(len),
                 Step::Zero => cursor.take(len, |slice| slice.fill_zero()),
                 Step::Error => {
@@ -389,11 +402,16 @@ impl Queue {
         });
     }
 
-    fn flush(&mut self, slot: u32, ops: &mut Ops, engine: &mut impl Engine) {
+    fn flush(&mut self, slot: u32, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine) {
         if self.chain.read_only {
             return;
         }
         let owner = Owner { queue: self.index, slot };
+        for target in self.chain.map.targets() {
+            self.slots[slot as usize].pending += 1;
+            let io = Io { action: Action::Flush, at: 0, len: 0, data: Vec::new() };
+            tasks.spawn(owner.queue, Parent::Request(owner), target.clone(), io);
+        }
         for ix in self.chain.map.flush_set() {
             let Some(Some(device)) = self.devices.get(usize::from(ix.0)) else { continue };
             if self.chain.mapping(*ix).is_some() {
@@ -419,6 +437,51 @@ impl Queue {
         self.slots[slot as usize].written = ID_LEN as u32;
     }
 
+    /// Starts an operation of one of its tasks on a component device. The errno where it has ended already.
+    pub(super) fn start_for_task(
+        &mut self,
+        (join, action): (u32, Action),
+        (dev, at, len): (DevIx, u64, u64),
+        data: &[HostSlice],
+        ops: &mut Ops,
+        engine: &mut impl Engine,
+    ) -> Option<i32> {
+        let Some(Some(device)) = self.devices.get(usize::from(dev.0)) else { return Some(libc::EIO) };
+        if let Some(mapping) = self.chain.mapping(dev) {
+            let sector = Sectors::new(at / dm_table::SECTOR_SIZE);
+            match action {
+                Action::Read | Action::Write { .. } => {
+                    if copied(mapping, action != Action::Read, sector, &mut Cursor::new(data), len) {
+                        return Some(0);
+                    }
+                }
+                Action::Flush => return Some(0),
+                Action::Discard | Action::Zero { .. } => mapping.forget(at, len),
+            }
+        }
+        let draft = ops.draft(Owner::task(self.index, join), action, dev.0, *device, at, len);
+        draft.data.extend_from_slice(data);
+        let token = draft.token();
+        ops.start(engine, token);
+        None
+    }
+
+    /// A request's task has ended.
+    pub(super) fn task_ended(&mut self, slot: u32, errno: i32) {
+        let status = match errno {
+            0 => OK,
+            libc::EOPNOTSUPP => UNSUPP,
+            _ => IOERR,
+        };
+        self.settle(slot, status);
+    }
+
+    /// Tells of a task's operation that has failed.
+    #[cold]
+    pub(super) fn task_failed(&self, verdict: &Verdict) {
+        let _ = self.failed(verdict);
+    }
+
     /// Takes an operation's verdict.
     #[inline]
     pub fn complete(&mut self, verdict: &Verdict) {
@@ -427,7 +490,7 @@ impl Queue {
     }
 
     #[cold]
-    fn failed(&mut self, verdict: &Verdict) -> u8 {
+    fn failed(&self, verdict: &Verdict) -> u8 {
         let dev = DevIx(verdict.device);
         self.chain.failed(dev);
         let device = self.chain.components.get(dev).map_or("?", |c| c.name.as_str());
@@ -517,6 +580,11 @@ impl Queue {
     /// Takes heads off the ring again.
     pub fn go(&mut self) {
         self.held = false;
+    }
+
+    /// Whether its chain has stateful targets.
+    pub fn is_stateful(&self) -> bool {
+        !self.chain.map.targets().is_empty()
     }
 
     /// Whether nothing is under way.

@@ -9,10 +9,12 @@ use super::{IOERR, MAX_RANGE_SECTORS, Queue, UNSUPP};
 use crate::engine::Engine;
 use crate::map::Step;
 use crate::request::{self, Kind};
+use crate::targets::Io;
 use crate::worker::ops::{Action, Ops, Owner};
+use crate::worker::tasks::{Parent, Tasks};
 
 impl Queue {
-    pub(super) fn ranges(&mut self, kind: Kind, slot: u32, ops: &mut Ops, engine: &mut impl Engine) {
+    pub(super) fn ranges(&mut self, kind: Kind, slot: u32, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine) {
         if let Some(status) = self.judge_ranges(kind) {
             self.slots[slot as usize].status = status;
             return;
@@ -39,6 +41,15 @@ impl Queue {
                     let token = ops.draft(owner, action, dev.0, *device, at.bytes(), len.bytes()).token();
                     slot.pending += 1;
                     ops.start(engine, token);
+                }
+                Step::Target { target, at } => {
+                    let Some(target) = chain.map.target(target) else {
+                        slot.status = IOERR;
+                        return;
+                    };
+                    slot.pending += 1;
+                    let io = Io { action, at: at.get(), len: len.get(), data: Vec::new() };
+                    tasks.spawn(owner.queue, Parent::Request(owner), target.clone(), io);
                 }
                 Step::Zero => {}
                 Step::Error => slot.status = IOERR,

@@ -1,0 +1,251 @@
+//! A target's whole world: operations on what it lies on, and time.
+//!
+//! One [`Local`] belongs to a worker; nothing in it is shared between threads. A task that waits is not asked again until
+//! what it waits for has come, or the worker has a reason to ask all of them (a suspend).
+
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::{Io, Stateful};
+use crate::guest::HostSlice;
+use crate::map::{DevIx, Leg, Piece, Step};
+use crate::worker::ops::Action;
+use dm_table::Sectors;
+
+/// What a task has begun and the worker has yet to do.
+pub(crate) struct Start {
+    /// Number of the operation that it is part of.
+    pub join: u32,
+    /// The task that it is for.
+    pub task: u32,
+    /// What it is.
+    pub what: What,
+}
+
+/// See [`Start`].
+pub(crate) enum What {
+    /// On a component device, in bytes.
+    Device { dev: DevIx, action: Action, at: u64, len: u64, data: Vec<HostSlice> },
+    /// On another target, which is one of the same map's.
+    Target { target: Arc<Stateful>, io: Io },
+}
+
+/// An operation of a task that is in several parts under way.
+#[derive(Clone, Copy, Default)]
+struct Join {
+    task: u32,
+    left: u32,
+    errno: i32,
+}
+
+/// What the tasks of a worker share.
+#[derive(Default)]
+pub(crate) struct Inner {
+    joins: Vec<Join>,
+    free: Vec<u32>,
+    pub starts: Vec<Start>,
+    /// Tasks that have something to do.
+    pub ready: Vec<u32>,
+    timers: BinaryHeap<Reverse<(u64, u32)>>,
+    /// Nanoseconds of the engine's clock.
+    pub now: u64,
+    spare: Vec<Vec<HostSlice>>,
+}
+
+/// See the module's text.
+#[derive(Clone, Default)]
+pub(crate) struct Local(pub Rc<RefCell<Inner>>);
+
+impl Inner {
+    /// A part of an operation has ended.
+    pub fn done(&mut self, join: u32, errno: i32) {
+        let Some(one) = self.joins.get_mut(join as usize) else { return };
+        if one.errno == 0 {
+            one.errno = errno;
+        }
+        one.left -= 1;
+        if one.left == 0 {
+            self.ready.push(one.task);
+        }
+    }
+
+    /// When the next task is to be woken.
+    pub fn next_timer(&self) -> Option<u64> {
+        self.timers.peek().map(|Reverse((due, _))| *due)
+    }
+
+    /// Wakes those whose time has come.
+    pub fn fire(&mut self, now: u64) {
+        self.now = now;
+        while let Some(Reverse((due, task))) = self.timers.peek().copied() {
+            if due > now {
+                return;
+            }
+            self.timers.pop();
+            self.ready.push(task);
+        }
+    }
+
+    /// A list of slices, empty.
+    pub fn slices(&mut self) -> Vec<HostSlice> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Takes one back.
+    pub fn spare(&mut self, mut slices: Vec<HostSlice>) {
+        if slices.capacity() > 0 && self.spare.len() < 1024 {
+            slices.clear();
+            self.spare.push(slices);
+        }
+    }
+}
+
+/// A task's hand on its world.
+pub struct Cx {
+    pub(crate) local: Local,
+    pub(crate) task: u32,
+}
+
+impl Cx {
+    /// Nanoseconds of a clock that never goes back.
+    pub fn now(&self) -> u64 {
+        self.local.0.borrow().now
+    }
+
+    /// Comes back at `due` on that clock, or earlier when there may be another reason to look.
+    pub async fn nap(&self, due: u64) {
+        Nap { cx: self, due: Some(due) }.await;
+    }
+
+    /// Does an operation of `len` sectors at sector `at` of what a target lies on, with data where there is some. Ends when
+    /// all of it has; the first error counts.
+    pub async fn io(&self, leg: &Leg, action: Action, at: u64, len: u64, data: Vec<HostSlice>) -> Result<(), i32> {
+        let join = {
+            let mut inner = self.local.0.borrow_mut();
+            let join = inner.free.pop().unwrap_or(inner.joins.len() as u32);
+            if join as usize == inner.joins.len() {
+                inner.joins.push(Join::default());
+            }
+            // One for the cutting itself.
+            inner.joins[join as usize] = Join { task: self.task, left: 1, errno: 0 };
+            let mut part = Part { inner: &mut inner, join, task: self.task, action };
+            match action {
+                Action::Flush => leg.flushed(&mut |dev| part.device(dev, 0, 0, Vec::new())),
+                Action::Read | Action::Write { .. } => part.transfer(leg, at, len, &data),
+                Action::Discard | Action::Zero { .. } => {
+                    leg.ranges(Sectors::new(at), Sectors::new(len), &mut |step, len| part.range(step, len));
+                }
+            }
+            inner.spare(data);
+            let one = &mut inner.joins[join as usize];
+            one.left -= 1;
+            join
+        };
+        let errno = Joined { cx: self, join }.await;
+        if errno == 0 { Ok(()) } else { Err(errno) }
+    }
+}
+
+/// The parts of an operation as they are cut.
+struct Part<'a> {
+    inner: &'a mut Inner,
+    join: u32,
+    task: u32,
+    action: Action,
+}
+
+impl Part<'_> {
+    fn start(&mut self, what: What) {
+        self.inner.joins[self.join as usize].left += 1;
+        self.inner.starts.push(Start { join: self.join, task: self.task, what });
+    }
+
+    fn device(&mut self, dev: DevIx, at: u64, len: u64, data: Vec<HostSlice>) {
+        let action = self.action;
+        self.start(What::Device { dev, action, at, len, data });
+    }
+
+    fn fail(&mut self) {
+        self.inner.joins[self.join as usize].errno = libc::EIO;
+    }
+
+    fn transfer(&mut self, leg: &Leg, at: u64, len: u64, data: &[HostSlice]) {
+        let mut cursor = crate::worker::cursor::Cursor::new(data);
+        leg.pieces(Sectors::new(at), Sectors::new(len), &mut |piece: Piece| {
+            let bytes = piece.len.bytes();
+            match piece.step {
+                Step::Device { dev, at } => {
+                    let mut slices = self.inner.slices();
+                    cursor.take(bytes, |slice| slices.push(slice));
+                    self.device(dev, at.bytes(), bytes, slices);
+                }
+                Step::Target { target, at } => {
+                    let mut slices = self.inner.slices();
+                    cursor.take(bytes, |slice| slices.push(slice));
+                    let io = Io { action: self.action, at: at.get(), len: piece.len.get(), data: slices };
+                    let target = leg.target(target);
+                    match target {
+                        Some(target) => self.start(What::Target { target, io }),
+                        None => self.fail(),
+                    }
+                }
+                Step::Zero if self.action == Action::Read => cursor.take(bytes, |slice| slice.fill_zero()),
+                Step::Zero => cursor.skip(bytes),
+                Step::Error => {
+                    self.fail();
+                    cursor.skip(bytes);
+                }
+            }
+        });
+    }
+
+    fn range(&mut self, step: Step, len: Sectors) {
+        match step {
+            Step::Device { dev, at } => self.device(dev, at.bytes(), len.bytes(), Vec::new()),
+            Step::Target { .. } | Step::Error => self.fail(),
+            Step::Zero => {}
+        }
+    }
+}
+
+struct Joined<'a> {
+    cx: &'a Cx,
+    join: u32,
+}
+
+impl Future for Joined<'_> {
+    type Output = i32;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<i32> {
+        let mut inner = self.cx.local.0.borrow_mut();
+        let one = inner.joins[self.join as usize];
+        if one.left > 0 {
+            return Poll::Pending;
+        }
+        inner.free.push(self.join);
+        Poll::Ready(one.errno)
+    }
+}
+
+struct Nap<'a> {
+    cx: &'a Cx,
+    // None once it has begun.
+    due: Option<u64>,
+}
+
+impl Future for Nap<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        let Some(due) = self.due.take() else { return Poll::Ready(()) };
+        let task = self.cx.task;
+        self.cx.local.0.borrow_mut().timers.push(Reverse((due, task)));
+        Poll::Pending
+    }
+}

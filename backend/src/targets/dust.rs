@@ -1,0 +1,181 @@
+//! `dust`: a device with bad blocks, which a write repairs (dm-dust.c).
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Cx, Io, Refused, Target};
+use crate::guest::HostSlice;
+use crate::map::{DevIx, Leg};
+use crate::worker::cursor::Cursor;
+use crate::worker::ops::Action;
+
+/// See the module's text.
+pub struct Dust {
+    leg: Leg,
+    /// As the table has it, for the status line.
+    device: String,
+    // First sector on the device; blocks are counted from the device's start.
+    start: u64,
+    // Sectors of the device.
+    size: u64,
+    // Sectors of a block; a power of two.
+    block: u64,
+    // Bad blocks, and how many writes to each fail before one repairs it.
+    bad: Mutex<BTreeMap<u64, u8>>,
+    enabled: AtomicBool,
+    quiet: AtomicBool,
+}
+
+impl Dust {
+    /// On `leg`, which begins at sector `start` of a device of `size` sectors that is called `device` in the table; with
+    /// blocks of so many sectors, a power of two.
+    pub fn new(leg: Leg, device: String, (start, size): (u64, u64), block: u64) -> Dust {
+        let (bad, enabled, quiet) = Default::default();
+        Dust { leg, device, start, size, block, bad, enabled, quiet }
+    }
+
+    fn bad(&self) -> MutexGuard<'_, BTreeMap<u64, u8>> {
+        self.bad.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether any block of a range is bad.
+    fn touches(&self, at: u64, len: u64) -> bool {
+        let first = (self.start + at) / self.block;
+        let last = (self.start + at + len.max(1) - 1) / self.block;
+        self.bad().range(first..=last).next().is_some()
+    }
+
+    /// Whether an operation within one block fails. A write that does not repairs it.
+    fn fails(&self, block: u64, write: bool) -> bool {
+        let mut bad = self.bad();
+        let Some(fails) = bad.get_mut(&block) else { return false };
+        match (write, *fails) {
+            (false, _) => true,
+            (true, 0) => {
+                bad.remove(&block);
+                if !self.quiet.load(Ordering::Relaxed) {
+                    log::info!("dust: block {block} removed from badblocklist by write");
+                }
+                false
+            }
+            (true, _) => {
+                *fails -= 1;
+                true
+            }
+        }
+    }
+
+    fn number(text: &str) -> Option<u64> {
+        text.parse().ok()
+    }
+
+    fn in_range(&self, block: u64) -> Result<(), Refused> {
+        match block < self.size.div_ceil(self.block) {
+            true => Ok(()),
+            false => Err("dust: selected block value out of range".into()),
+        }
+    }
+
+    fn add(&self, block: u64, fails: u64) -> Result<Option<String>, Refused> {
+        self.in_range(block)?;
+        let count = u8::try_from(fails).map_err(|_| "dust: selected write fail count out of range".to_owned())?;
+        match self.bad().entry(block) {
+            std::collections::btree_map::Entry::Occupied(_) => {
+                Err(format!("dust: block {block} already in badblocklist"))
+            }
+            std::collections::btree_map::Entry::Vacant(place) => {
+                place.insert(count);
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Sectors `[skip, skip + len)` of a piece's data.
+fn part(data: &[HostSlice], skip: u64, len: u64) -> Vec<HostSlice> {
+    let mut cursor = Cursor::new(data);
+    let mut part = Vec::new();
+    cursor.skip(skip * dm_table::SECTOR_SIZE);
+    cursor.take(len * dm_table::SECTOR_SIZE, |slice| part.push(slice));
+    part
+}
+
+impl Target for Dust {
+    async fn run(&self, cx: &Cx, io: Io) -> Result<(), i32> {
+        if io.action == Action::Flush || !self.enabled.load(Ordering::Acquire) || !self.touches(io.at, io.len) {
+            return cx.io(&self.leg, io.action, io.at, io.len, io.data).await;
+        }
+        let write = io.action != Action::Read;
+        let (mut result, mut done) = (Ok(()), 0);
+        while done < io.len {
+            let at = self.start + io.at + done;
+            let len = (self.block - at % self.block).min(io.len - done);
+            let ended = match self.fails(at / self.block, write) {
+                true => Err(libc::EIO),
+                false => {
+                    let data = part(&io.data, done, len);
+                    cx.io(&self.leg, io.action, io.at + done, len, data).await
+                }
+            };
+            result = result.and(ended);
+            done += len;
+        }
+        result
+    }
+
+    fn status(&self, name: &dyn Fn(&str) -> String) -> String {
+        let mode = if self.enabled.load(Ordering::Relaxed) { "fail_read_on_bad_block" } else { "bypass" };
+        let words = if self.quiet.load(Ordering::Relaxed) { "quiet" } else { "verbose" };
+        format!("{} {mode} {words}", name(&self.device))
+    }
+
+    fn message(&self, args: &[&str]) -> Result<Option<String>, Refused> {
+        let wrong = || Err(format!("dust: unrecognized message '{}' received", args.first().copied().unwrap_or_default()));
+        let Some(verb) = args.first().map(|verb| verb.to_ascii_lowercase()) else { return wrong() };
+        let number = |n: usize| args.get(n).and_then(|text| Dust::number(text));
+        match (verb.as_str(), args.len()) {
+            (_, 4..) => Err(format!("dust: invalid number of arguments '{}'", args.len())),
+            ("addbadblock" | "removebadblock" | "queryblock", 1) => Err(format!("dust: {verb} requires an additional argument")),
+            ("addbadblock", _) => match (number(1), args.get(2).map_or(Some(0), |_| number(2))) {
+                (Some(block), Some(fails)) => self.add(block, fails),
+                _ => wrong(),
+            },
+            ("removebadblock", 2) => {
+                let Some(block) = number(1) else { return wrong() };
+                match self.bad().remove(&block) {
+                    Some(_) => Ok(None),
+                    None => Err(format!("dust: block {block} not found in badblocklist")),
+                }
+            }
+            ("queryblock", 2) => {
+                let Some(block) = number(1) else { return wrong() };
+                self.in_range(block)?;
+                let not = if self.bad().contains_key(&block) { "" } else { "not " };
+                Ok(Some(format!("dust_query_block: block {block} {not}found in badblocklist")))
+            }
+            ("countbadblocks", 1) => Ok(Some(format!("countbadblocks: {} badblock(s) found", self.bad().len()))),
+            ("listbadblocks", 1) => {
+                let list: Vec<String> = self.bad().keys().map(u64::to_string).collect();
+                Ok(Some(if list.is_empty() { "No blocks in badblocklist".into() } else { list.join("\n") }))
+            }
+            ("clearbadblocks", 1) => {
+                self.bad().clear();
+                Ok(None)
+            }
+            ("enable" | "disable", 1) => {
+                self.enabled.store(verb == "enable", Ordering::Release);
+                Ok(None)
+            }
+            ("quiet", 1) => {
+                self.quiet.fetch_not(Ordering::Relaxed);
+                Ok(None)
+            }
+            _ => wrong(),
+        }
+    }
+
+    fn devices(&self) -> Vec<DevIx> {
+        self.leg.devices()
+    }
+}

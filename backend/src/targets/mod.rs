@@ -1,0 +1,100 @@
+//! Stateful targets: those that delay, fail, remember or copy what passes through them.
+//!
+//! A plain chain (linear, striped, zero, error) knows nothing of this. A piece of a request that falls on a stateful target
+//! becomes a task ([`Stateful::run`]), which does what it has to by a [`Cx`], and nothing else.
+
+pub mod cx;
+mod delay;
+mod dust;
+mod flakey;
+
+pub use cx::Cx;
+pub use delay::Delay;
+pub use dust::Dust;
+pub use flakey::Flakey;
+
+use crate::guest::HostSlice;
+use crate::map::DevIx;
+use crate::worker::ops::Action;
+
+/// What is asked of a target.
+pub struct Io {
+    /// What to do.
+    pub action: Action,
+    /// First sector, counted from the start of the target's line.
+    pub at: u64,
+    /// Sectors; 0 for a flush.
+    pub len: u64,
+    /// Data, of a read or write.
+    pub data: Vec<HostSlice>,
+}
+
+/// Why a message is refused: what the kernel's log says, without its prefix `device-mapper: `.
+pub type Refused = String;
+
+macro_rules! stateful {
+    ($( $(#[$doc:meta])* $name:ident ),* $(,)?) => {
+        /// A stateful target.
+        pub enum Stateful { $( $(#[$doc])* $name($name), )* }
+
+        impl Stateful {
+            /// Does what is asked.
+            ///
+            /// # Errors
+            /// An errno.
+            pub async fn run(&self, cx: &Cx, io: Io) -> Result<(), i32> {
+                match self { $( Stateful::$name(target) => target.run(cx, io).await, )* }
+            }
+
+            /// What `dmsetup status` prints behind the type. `name` shows a device.
+            pub fn status(&self, name: &dyn Fn(&str) -> String) -> String {
+                match self { $( Stateful::$name(target) => target.status(name), )* }
+            }
+
+            /// A message for it.
+            ///
+            /// # Errors
+            /// See [`Refused`].
+            pub fn message(&self, args: &[&str]) -> Result<Option<String>, Refused> {
+                match self { $( Stateful::$name(target) => target.message(args), )* }
+            }
+
+            /// The device is being suspended: what it holds back for no other reason than time goes on. Tasks are polled
+            /// after this.
+            pub fn presuspend(&self) {
+                match self { $( Stateful::$name(target) => target.presuspend(), )* }
+            }
+
+            /// The device goes on.
+            pub fn resume(&self) {
+                match self { $( Stateful::$name(target) => target.resume(), )* }
+            }
+
+            /// Component devices that it reads or writes.
+            pub fn devices(&self) -> Vec<DevIx> {
+                match self { $( Stateful::$name(target) => target.devices(), )* }
+            }
+        }
+    };
+}
+
+stateful! {
+    /// Holds requests back for a time.
+    Delay,
+    /// Fails, drops or corrupts them in intervals.
+    Flakey,
+    /// Has bad blocks.
+    Dust,
+}
+
+/// What targets have in common; [`Stateful`] has the same methods.
+trait Target {
+    async fn run(&self, cx: &Cx, io: Io) -> Result<(), i32>;
+    fn status(&self, name: &dyn Fn(&str) -> String) -> String;
+    fn message(&self, _: &[&str]) -> Result<Option<String>, Refused> {
+        Err("ioctl: Target type does not support messages".into())
+    }
+    fn presuspend(&self) {}
+    fn resume(&self) {}
+    fn devices(&self) -> Vec<DevIx>;
+}
