@@ -20,6 +20,7 @@ mod build;
 mod index;
 mod limits;
 mod overlap;
+mod place;
 mod stripe;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use crate::device;
 use index::Index;
 pub use limits::{Stacked, StackedDiscard};
 pub use overlap::{Shared, shared};
+pub use place::Place;
 use stripe::Striped;
 
 /// Most segments of one map after flattening: the kernel's own bound for the lines of a table
@@ -103,6 +105,8 @@ pub struct Piece {
     pub skip: Sectors,
     /// Its length in sectors, never 0.
     pub len: Sectors,
+    /// The segment that it lies in, as a place in [`Map::places`]; what lies beyond the end has the place after the last.
+    pub segment: u32,
 }
 
 /// A range of the disk that is mapped in one way.

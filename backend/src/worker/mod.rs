@@ -18,11 +18,12 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::engine::{Engine, Event, Wait};
+use crate::stats::{self, Clock, Meter};
 use crate::uring::Uring;
 use ops::{Ops, UnderWay};
 use poll::{Lookers, Pace, Poll};
@@ -194,11 +195,14 @@ pub(crate) struct Core<E> {
     // What the worker waited for in the sleep before this turn, and how long.
     woken: Option<(Pace, Duration)>,
     rung: bool,
+    clock: Clock,
+    meter: Arc<Meter>,
 }
 
 impl<E: Engine> Core<E> {
     pub(crate) fn new(engine: E, ops: Ops, poll: Poll) -> Core<E> {
-        Core { engine, ops, queues: Vec::new(), events: Vec::new(), poll, woken: None, rung: false }
+        let (clock, meter) = (Clock::default(), Arc::new(Meter::of_thread()));
+        Core { engine, ops, queues: Vec::new(), events: Vec::new(), poll, woken: None, rung: false, clock, meter }
     }
 
     fn run(&mut self, mail: &Receiver<Mail>, bell: &EventFd) {
@@ -225,8 +229,9 @@ impl<E: Engine> Core<E> {
     #[inline]
     pub(crate) fn turn(&mut self) -> io::Result<()> {
         let mut busy = false;
+        self.clock.begin();
         for place in self.queues.iter_mut().flatten() {
-            busy |= place.queue.take(&mut self.ops, &mut self.engine);
+            busy |= place.queue.take(&mut self.ops, &mut self.engine, &mut self.clock);
             // What needed no device is done already.
             place.queue.publish();
         }
@@ -238,12 +243,17 @@ impl<E: Engine> Core<E> {
         let pace = Pace::of(self.ops.under_way());
         let look = if busy { self.poll.pays(pace) } else { self.poll.again(pace) };
         let sleep = !look && self.queues.iter_mut().flatten().all(|place| place.queue.fall_asleep());
-        let asleep_since = (sleep && self.poll.adapts(pace)).then(Instant::now);
+        if sleep {
+            self.meter.looked(self.poll.vain());
+            self.meter.sleeps(stats::now());
+        }
 
         let mut events = std::mem::take(&mut self.events);
+        self.clock.pass();
         let result = self.engine.turn(if sleep { Wait::Event } else { Wait::No }, &mut events);
+        let slept = sleep.then(|| self.wake());
         // A kick for a request that was taken before the sleep says nothing: only what brought work counts.
-        self.woken = asleep_since.map(|since| (pace, since.elapsed()));
+        self.woken = slept.filter(|_| self.poll.adapts(pace)).map(|time| (pace, time));
         if self.woken.is_some()
             && events.iter().any(|event| matches!(event, Event::Done { .. }))
             && let Some((pace, time)) = self.woken.take()
@@ -255,7 +265,7 @@ impl<E: Engine> Core<E> {
             self.queues.iter_mut().flatten().for_each(|place| place.queue.stay_awake());
         }
         if busy || !events.is_empty() {
-            self.poll.found();
+            self.worked();
         }
         for event in events.drain(..) {
             self.handle(event);
@@ -267,6 +277,25 @@ impl<E: Engine> Core<E> {
         result
     }
 
+    /// After a sleep; returns how long it was.
+    fn wake(&mut self) -> Duration {
+        let now = stats::now();
+        self.clock.woke(now);
+        Duration::from_nanos(self.meter.woke(now))
+    }
+
+    /// There was something to do.
+    #[inline]
+    fn worked(&mut self) {
+        let weight = self.clock.weight();
+        if weight > 0 {
+            self.meter.looked(weight * self.poll.looking());
+        }
+        self.poll.found();
+        self.meter.turned();
+        self.clock.worked();
+    }
+
     #[inline]
     fn handle(&mut self, event: Event) {
         match event {
@@ -274,7 +303,7 @@ impl<E: Engine> Core<E> {
                 if let Some(verdict) = self.ops.complete(&mut self.engine, token, result)
                     && let Some(Some(place)) = self.queues.get_mut(verdict.owner.queue as usize)
                 {
-                    place.queue.complete(&verdict);
+                    place.queue.complete(&verdict, &mut self.clock);
                 }
             }
             Event::Ready { watch: MAILBOX } => self.rung = true,
@@ -326,7 +355,9 @@ impl<E: Engine> Core<E> {
             }
         };
         let kick = setup.kick.as_raw_fd();
+        let lane = setup.lane.clone();
         let mut queue = Queue::new(index as u32, setup, &mut self.ops, &mut self.engine)?;
+        lane.begin(&self.meter);
         // Used entries that a predecessor has published may never have been told of.
         queue.notify();
         self.engine.watch(kick, index as u32 + 1);

@@ -10,6 +10,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use super::traffic::SERIAL;
 use super::world::World;
 use super::{Core, Ground, Ops, Poll, Setup};
+use crate::stats::Lane;
 use crate::guest::SplitRing;
 use crate::sim::{Sim, Temper};
 
@@ -43,6 +44,7 @@ fn a_driver_that_repeats_heads_behind_a_slow_request_has_to_wait() {
     let null = ground.null.try_clone().expect("a descriptor");
     let setup = Setup {
         name: "disk".into(),
+        lane: Lane::detached(&chain),
         chain: Arc::new(chain),
         serial: SERIAL,
         guest: ground.guest.clone(),
