@@ -25,6 +25,11 @@ fdisk|sfdisk writes the partition-table pieces
 dosfstools|mkfs.fat makes the boot partition
 mtools|mcopy fills the boot partition without root
 e2fsprogs|mke2fs makes the root partition without root; e2fsck checks it afterwards
+xfsprogs|mkfs.xfs makes what tests recognise
+btrfs-progs|mkfs.btrfs, the same
+ntfs-3g|mkfs.ntfs, and ntfscp for the file of a hibernated Windows
+exfatprogs|mkfs.exfat, the same
+lvm2|makes volume groups in files, without the kernel, for tests to read
 util-linux|lsblk and blkdiscard in the guest, losetup and partx on the host
 busybox-static|most of the guest'\''s user space
 kmod|loads the guest'\''s kernel modules

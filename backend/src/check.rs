@@ -48,8 +48,8 @@ fn describe(text: &mut String, device: &Started) {
         String::from_utf8_lossy(&disk.serial).trim_end_matches('\0'),
     );
     let segments = count(chain.map.segments(), "segment");
-    let _ = writeln!(text, "  {segments} on {}", count(chain.map.flush_set().len(), "component"));
-    for (_, component) in chain.flushed() {
+    let _ = writeln!(text, "  {segments} on {}", count(chain.map.devices().len(), "component"));
+    for (_, component) in chain.reached() {
         let _ = writeln!(text, "    {}", component.describe());
     }
 }

@@ -76,7 +76,7 @@ pub(crate) fn log_start(disk: &Disk, place: &str) {
         chain.map.limits().logical_block,
         if chain.read_only { ", read-only" } else { "" },
         check::count(chain.map.segments(), "segment"),
-        check::count(chain.map.flush_set().len(), "component"),
+        check::count(chain.map.devices().len(), "component"),
         check::count(usize::from(disk.offer.num_queues), "queue"),
         disk.offer.queue_size,
     );

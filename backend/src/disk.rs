@@ -10,6 +10,7 @@ use crate::frontend::config::Offer;
 use crate::hold::Hold;
 use crate::limit::Limiters;
 use crate::request::ID_LEN;
+use crate::stats;
 
 /// One disk: what a socket serves. It stays when its table is exchanged.
 pub struct Disk {
@@ -27,6 +28,8 @@ pub struct Disk {
     pub chose_write_through: AtomicBool,
     /// How much is said of it in the log.
     pub limiters: Arc<Limiters>,
+    /// What it has done.
+    pub stats: stats::Disk,
 }
 
 impl Disk {
@@ -44,6 +47,7 @@ impl Disk {
             serial: bytes,
             offer,
             chose_write_through: AtomicBool::new(false),
+            stats: stats::Disk::new(),
         }
     }
 

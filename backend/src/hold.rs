@@ -137,7 +137,7 @@ fn take(chain: &Chain) -> Result<(), OpenError> {
 
 /// The components that a disk writes.
 fn written(chain: &Chain) -> impl Iterator<Item = &Arc<Component>> {
-    chain.flushed().filter(|_| !chain.read_only).map(|(_, component)| component)
+    chain.reached().filter(|_| !chain.read_only).map(|(_, component)| component)
 }
 
 #[cfg(test)]

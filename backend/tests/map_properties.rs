@@ -210,7 +210,7 @@ fn by_pieces(map: &Map, at: u64, len: u64) -> Vec<Place> {
 
 fn by_ranges(map: &Map, at: u64, len: u64) -> Vec<Place> {
     let mut found = Vec::new();
-    map.ranges(Sectors::new(at), Sectors::new(len), &mut |step, len| {
+    map.ranges(Sectors::new(at), Sectors::new(len), &mut |step, len, _| {
         assert!(!len.is_zero(), "no range is empty");
         found.extend(places(step, len));
     });

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use common::{Dir, Mount, Need, can_run, dir, run};
+use common::{Dir, Mount, Need, can_run, dir, dir_in, run};
 use proptest::prelude::*;
 use vhost_user_dm::device::Patience;
 use vhost_user_dm::mapper::state::{Kept, State, StateDir, StateError};
@@ -37,6 +37,12 @@ fn state(number: u32) -> State {
 
 fn save(dir: &StateDir, number: u32) {
     dir.save(|| state(number)).expect("it can be saved");
+}
+
+/// In memory if possible: a kill, unlike a loss of power, needs no disk.
+fn memory() -> Dir {
+    let shm = Path::new("/dev/shm");
+    if shm.is_dir() { dir_in(shm) } else { dir() }
 }
 
 fn names(path: &Path) -> Vec<String> {
@@ -70,14 +76,15 @@ fn what_was_saved_last_is_read_by_the_next() {
 /// A process that is killed does not clean up: what it holds is forgotten, not dropped.
 #[test]
 fn a_kill_at_any_step_leaves_the_old_state_or_the_new_one() {
-    let tmp = dir();
+    let tmp = memory();
     let path = tmp.path().join("state");
     let whole = {
         let dir = open(&path).expect("it is made");
         save(&dir, 2);
         fs::read(path.join("state.json")).expect("the new state's text")
     };
-    for step in 0..whole.len() + 3 {
+    let whiles = (0..whole.len()).step_by(16);
+    for step in whiles.chain(whole.len()..whole.len() + 3) {
         let dir = open(&path).expect("nobody has it");
         save(&dir, 1);
         let reached = match step.checked_sub(whole.len()) {
@@ -288,6 +295,35 @@ fn a_state_that_another_has_outrun_is_made_again() {
     let _ = two.commit().expect("nothing was committed since");
     assert!(matches!(one.commit(), Err(StateError::Outrun)));
     assert_eq!(dir.read().expect("it is whole"), Some(state(2)));
+}
+
+/// What a state tells of is made after it was committed; until then who looks at the devices sees the old ones.
+#[test]
+fn a_change_that_is_kept_but_not_made_yet_is_waited_for() {
+    let tmp = dir();
+    let dir = open(tmp.path().join("state").as_path()).expect("it is made");
+    let devices = Mutex::new(state(1));
+    let early = dir.prepare(|| state(1)).expect("written");
+    let committed = dir.commit(|| state(2)).expect("nothing was committed since");
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| dir.save(|| devices.lock().expect("no panic").clone()));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!other.is_finished(), "it does not wait");
+        *devices.lock().expect("no panic") = state(2);
+        committed.settle().expect("it is durable");
+        other.join().expect("a result").expect("it can be saved");
+    });
+    assert_eq!(dir.read().expect("it is whole"), Some(state(2)));
+    assert!(matches!(early.commit(), Err(StateError::Outrun)));
+    // One that is dropped without being settled keeps nobody waiting either.
+    drop(dir.commit(|| state(3)).expect("nothing was committed since"));
+    save(&dir, 4);
+}
+
+#[test]
+fn changes_by_many_at_a_time_are_all_kept() {
+    let tmp = dir();
+    let dir = open(tmp.path().join("state").as_path()).expect("it is made");
     let devices = Mutex::new(State::default());
     std::thread::scope(|scope| {
         for n in 0..4 {
@@ -297,13 +333,32 @@ fn a_state_that_another_has_outrun_is_made_again() {
                     let minor = 10 * n + i;
                     let mut new = state(1).devices.swap_remove(1);
                     (new.name, new.minor) = (format!("disk{minor}"), minor);
-                    devices.lock().expect("no panic").devices.push(new);
-                    dir.save(|| devices.lock().expect("no panic").clone()).expect("it can be saved");
+                    // Before the change is made, as with a table; or after it, as with a name.
+                    let seen = || devices.lock().expect("no panic").clone();
+                    if i < 5 {
+                        let with = || {
+                            let mut with = seen();
+                            with.devices.push(new.clone());
+                            with
+                        };
+                        let committed = dir.commit(with).expect("it can be committed");
+                        std::thread::yield_now();
+                        devices.lock().expect("no panic").devices.push(new.clone());
+                        committed.settle().expect("it is durable");
+                    } else {
+                        devices.lock().expect("no panic").devices.push(new);
+                        dir.save(seen).expect("it can be saved");
+                    }
                 }
             });
         }
     });
-    assert_eq!(dir.read().expect("it is whole"), Some(devices.into_inner().expect("no panic")));
+    let sorted = |mut state: State| {
+        state.devices.sort_by_key(|kept| kept.minor);
+        state
+    };
+    let kept = dir.read().expect("it is whole").expect("there is one");
+    assert_eq!(sorted(kept), sorted(devices.into_inner().expect("no panic")));
 }
 
 /// A tmpfs of so many kilobytes.
@@ -453,7 +508,7 @@ proptest! {
 
     #[test]
     fn what_was_committed_last_is_what_is_read(acts in acts()) {
-        let tmp = dir();
+        let tmp = memory();
         last_committed_is_read(tmp.path().join("state"), acts)?;
     }
 }

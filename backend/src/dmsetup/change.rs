@@ -271,7 +271,7 @@ pub(super) fn wipe_table(context: &mut Context<'_>, words: &[String]) -> Done {
     let device = context.device(words.first())?;
     let query = Query { which: device.which.clone(), inactive: context.options.has("inactive") };
     let lines: Vec<Line> = context.ioctl("table", &device, &query)?;
-    let sectors: u64 = lines.iter().map(|line| line.len).sum();
+    let sectors = lines.last().map_or(0, |line| line.start.saturating_add(line.len));
     let table = Text { text: format!("0 {sectors} error\n"), source: "wipe_table".into(), empty: false };
     let read_only = context.options.has("readonly");
     load_text(context, &device, &table, read_only)?;

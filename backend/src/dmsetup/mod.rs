@@ -113,3 +113,110 @@ fn in_turn(context: &mut Context<'_>, verb: &Verb, words: &[String]) -> Done {
     }
     words.iter().try_for_each(|word| (verb.run)(context, std::slice::from_ref(word)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What was written.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Exit code, and both outputs in the order of writing.
+    fn dmsetup(words: &[&str]) -> (u8, String) {
+        let paper = Paper::default();
+        let mut console = Console::new(Box::new(paper.clone()), Box::new(paper.clone()));
+        let code = run(words.iter().map(OsString::from), &mut console);
+        assert!(console.finish());
+        let written = paper.0.lock().unwrap().clone();
+        (code, String::from_utf8(written).unwrap())
+    }
+
+    /// Taken from dmsetup 1.02.185, without the help that follows.
+    #[test]
+    fn what_needs_no_process_is_done_without_one() {
+        for (line, code, text) in [
+            ("splitname vg-lv--x-real", 0, "VG   LV   LVLayer\nvg   lv-x real   \n"),
+            ("splitname -o bogus x", 1, "Unrecognised field: bogus\n"),
+            ("create a --foo", 1, "dmsetup: unrecognized option '--foo'\nCouldn't process command line.\n"),
+            ("create --table x", 1, "Please provide a name for the new device.\nCommand failed.\n"),
+            ("create --concise a b", 1, "dmsetup create --concise takes at most one argument\nCommand failed.\n"),
+            ("load", 1, "Please specify device.\nCommand failed.\n"),
+            ("remove", 1, "No device specified.\nCommand failed.\n"),
+            ("ls -o foo", 1, "Option not recognised: foo.\nCouldn't process command line.\n"),
+            ("ls --tree -o foo", 1, "Tree options not recognised: foo.\nCouldn't process command line.\n"),
+            ("ls --manglename foo", 1, "Unknown name mangling mode.\nCouldn't process command line.\n"),
+            ("remove a/b", 1, "Command failed.\n"),
+            ("create a/b --table x", 1, "Name \"a/b\" invalid. It contains \"/\".\nCommand failed.\n"),
+            ("mknodes", 0, ""),
+            ("udevcomplete 1", 0, ""),
+            ("stats print x", 1, "Please specify a --regionid or use --allregions.\nCommand failed.\n"),
+            ("stats create", 1, "Please specify device(s) or use --alldevices.\nCommand failed.\n"),
+        ] {
+            let words: Vec<&str> = line.split(' ').chain(["--control-path", "/nonexistent"]).collect();
+            let (found, said) = dmsetup(&words);
+            assert_eq!(found, code, "{line}: {said}");
+            assert!(said.ends_with(text) && (!text.is_empty() || said.is_empty()), "{line}: {said}");
+        }
+        for (line, start) in [
+            ("", "Usage:"),
+            ("bogus", "Unknown command.\nUsage:"),
+            ("splitname", "Incorrect number of arguments.\nUsage:"),
+        ] {
+            let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
+            let (code, said) = dmsetup(&words);
+            assert!(code == 1 && said.starts_with(start), "{line}: {said}");
+        }
+        assert_eq!(dmsetup(&["--help"]).0, 0);
+        assert!(dmsetup(&["help", "-c"]).1.contains("Mapped Device Information Fields"));
+        assert!(dmsetup(&["stats", "help", "-c"]).1.contains("Mapped Device Statistics Fields"));
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_missed() {
+        let (code, said) = dmsetup(&["ls", "--control-path=/nonexistent"]);
+        assert_eq!(code, 1);
+        assert!(said.starts_with("vhost-user-dm: cannot connect to the control socket /nonexistent: "), "{said}");
+        assert!(said.ends_with("\nCommand failed.\n"), "{said}");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_is_typed_panics(words in prop::collection::vec("[-a-z=,;:/0-9\\\\ \"'()!~#&|]{0,12}", 0..5), verb in 0..verbs::VERBS.len()) {
+            let verb = &verbs::VERBS[verb];
+            // These would read the test's standard input.
+            prop_assume!(!["create", "load", "reload"].contains(&verb.name));
+            // In front, where no `--` takes it for a word: a process that the environment names is none of this test's.
+            let mut line = vec!["--control-path", "/nonexistent", verb.name];
+            line.extend(words.iter().map(String::as_str));
+            prop_assert!(dmsetup(&line).0 <= 1);
+        }
+
+        #[test]
+        fn no_text_panics(text in "[-+a-z0-9=,;:. \\\\\"'()!~#&|\\n]{0,40}", any in ".{0,20}") {
+            for text in [&text, &any] {
+                let _ = concise::entries(text).count();
+                let _ = name::Split::new(text, "LVM");
+                let _ = options::atoi(text);
+                let _ = change::split(text);
+                for mode in [name::Mangling::None, name::Mangling::Auto, name::Mangling::Hex] {
+                    let _ = (mode.name(text), mode.uuid(text), mode.show(text));
+                }
+            }
+        }
+    }
+}

@@ -357,6 +357,7 @@ impl QueueControl {
         let setup = Setup {
             name: self.name(),
             chain: chain.clone(),
+            lane: self.shared.disk.stats.lane(self.index, &chain),
             serial: self.shared.disk.serial,
             guest,
             ring,

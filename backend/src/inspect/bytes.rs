@@ -19,7 +19,7 @@ impl Bytes for File {
     }
 }
 
-impl Bytes for [u8] {
+impl Bytes for Vec<u8> {
     fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         let from = usize::try_from(at).ok().and_then(|at| self.get(at..)?.get(..buf.len()));
         buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);

@@ -5,7 +5,11 @@
 //! giving pieces to a guest.
 
 mod bytes;
+mod fat;
 mod findings;
+mod labels;
+mod linux;
+mod ntfs;
 
 use std::fs::File;
 use std::io;
@@ -13,6 +17,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use bytes::Medium;
 pub use bytes::{Bytes, Window};
 pub use findings::{Finding, Piece, Severity, findings, force};
 
@@ -153,13 +158,43 @@ impl Contents {
     }
 }
 
+/// A reader of one kind of contents.
+type Probe = fn(&Medium<'_>) -> io::Result<Option<Contents>>;
+
+/// In this order: what wraps other contents, and what has a magic of its own, before what resembles much (FAT) and what is
+/// at the beginning of file systems too (a master boot record).
+const PROBES: [Probe; 13] = [
+    linux::luks,
+    linux::md,
+    linux::swap,
+    linux::xfs,
+    linux::btrfs,
+    linux::ext,
+    ntfs::ntfs,
+    fat::exfat,
+    linux::iso,
+    fat::fat,
+    labels::gpt,
+    labels::disklabel,
+    labels::mbr,
+];
+
+/// Bytes at the beginning that hold one of all the marks that are looked for there.
+const MARKED: u64 = 68 << 10;
+
 /// What the `size` bytes behind `reader` contain.
 ///
 /// # Errors
 /// The reader's. That nothing is recognised is none.
 pub fn look(reader: &dyn Bytes, size: u64) -> io::Result<Contents> {
-    let _ = (reader, size);
-    Ok(Contents::of(Kind::Unknown))
+    let medium = Medium { bytes: reader, size };
+    for probe in PROBES {
+        if let Some(contents) = probe(&medium)? {
+            return Ok(contents);
+        }
+    }
+    let begin = medium.get(0, size.min(MARKED) as usize)?.unwrap_or_default();
+    Ok(Contents::of(if begin.iter().all(|byte| *byte == 0) { Kind::Blank } else { Kind::Unknown }))
 }
 
 /// What `len` bytes at byte `at` of a file or block device contain. It is opened for reading, without locks, and only for

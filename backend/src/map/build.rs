@@ -1,10 +1,12 @@
 //! From a parsed table to a flat map: look-up, limits layer, flattening, in the order in which the kernel does
 //! the first two and with its texts.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use dm_table::{DevRef, Diagnostic, Line, Source, Span, Table, Target};
+
+use crate::targets::Stateful;
 
 use super::index::Index;
 use super::stripe::{Leg, Striped};
@@ -73,8 +75,13 @@ pub(super) fn build(
     if !read_only {
         overlap::warn(source, &resolved, &names, &mut warnings);
     }
+    let flush_set = flush_set(&flat.segments);
+    let mut devices: BTreeSet<DevIx> = flush_set.iter().copied().collect();
+    devices.extend(flat.targets.iter().flat_map(|target| target.devices()));
     let map = Map {
-        flush_set: flush_set(&flat.segments),
+        flush_set,
+        devices: devices.into_iter().collect(),
+        targets: flat.targets.into(),
         index: Index::new(&flat.starts, flat.end),
         starts: flat.starts.into(),
         segments: flat.segments.into(),
@@ -158,9 +165,22 @@ struct Flat {
     segments: Vec<Segment>,
     end: u64,
     depth: u32,
+    targets: Vec<Arc<Stateful>>,
+    // Lower maps whose targets are among `targets`, with the number of the first.
+    above: HashMap<*const Map, u32>,
 }
 
 impl Flat {
+    /// The number that a lower map's first target has here.
+    fn first_target(&mut self, map: &Arc<Map>) -> u32 {
+        let next = self.targets.len() as u32;
+        let first = *self.above.entry(Arc::as_ptr(map)).or_insert(next);
+        if first == next {
+            self.targets.extend(map.targets().iter().cloned());
+        }
+        first
+    }
+
     fn add(&mut self, source: &Source, resolved: &Resolved<'_>) -> Result<(), Diagnostic> {
         let line = resolved.line;
         match (&line.target, resolved.areas.as_slice()) {
@@ -187,6 +207,7 @@ impl Flat {
                 self.push(source, line, segment, area.len)
             }
             Lower::Map(map) => {
+                let first = self.first_target(map);
                 for (segment, into, take) in map.covered(area.start, area.len) {
                     let clipped = match segment {
                         Segment::Linear { dev, start } => Segment::Linear { dev: *dev, start: start + into },
@@ -196,6 +217,9 @@ impl Flat {
                         }
                         Segment::Zero => Segment::Zero,
                         Segment::Error => Segment::Error,
+                        Segment::Target { target, skip } => {
+                            Segment::Target { target: target + first, skip: skip + into }
+                        }
                     };
                     self.push(source, line, clipped, take)?;
                 }
@@ -218,7 +242,11 @@ impl Flat {
                     return Err(too_deep(source, area));
                 }
                 self.depth = self.depth.max(map.depth + 1);
-                Ok(Leg::Map { map: Arc::clone(map), start })
+                let map = match map.targets().is_empty() {
+                    true => Arc::clone(map),
+                    false => Arc::new(map.renumbered(self.first_target(map))),
+                };
+                Ok(Leg::Map { map, start })
             }
         }
     }
@@ -273,7 +301,7 @@ fn flush_set(segments: &[Segment]) -> Box<[DevIx]> {
                     }
                 }
             }
-            Segment::Striped(_) | Segment::Zero | Segment::Error => {}
+            Segment::Striped(_) | Segment::Zero | Segment::Error | Segment::Target { .. } => {}
         }
     }
     reached.into_iter().collect()

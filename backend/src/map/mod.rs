@@ -20,6 +20,7 @@ mod build;
 mod index;
 mod limits;
 mod overlap;
+mod place;
 mod stripe;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use crate::device;
 use index::Index;
 pub use limits::{Stacked, StackedDiscard};
 pub use overlap::{Shared, shared};
+pub use place::Place;
 pub use stripe::Leg;
 use stripe::Striped;
 
@@ -113,6 +115,8 @@ pub struct Piece {
     pub skip: Sectors,
     /// Its length in sectors, never 0.
     pub len: Sectors,
+    /// The segment that it lies in, as a place in [`Map::places`]; what lies beyond the end has the place after the last.
+    pub segment: u32,
 }
 
 /// A range of the disk that is mapped in one way.
@@ -148,6 +152,8 @@ pub struct Map {
     flush_set: Box<[DevIx]>,
     /// Names for diagnostics of every device that data of this map can be on, also through lower maps.
     names: BTreeMap<DevIx, Arc<str>>,
+    /// Sorted, without repetition: those of the flush set and those of stateful targets.
+    devices: Box<[DevIx]>,
     /// Stateful targets that its segments lead to, those of lower maps included.
     targets: Box<[Arc<Stateful>]>,
     /// Striped levels that a walk has to recurse through.
@@ -230,6 +236,11 @@ impl Map {
     /// The limits of the disk, stacked from those of its components.
     pub fn limits(&self) -> &Stacked {
         &self.limits
+    }
+
+    /// The devices that a request can reach, ascending, each once.
+    pub fn devices(&self) -> &[DevIx] {
+        &self.devices
     }
 
     /// The devices that a flush must reach, ascending, each once: those that a write to this disk can reach.

@@ -112,7 +112,8 @@ fn reached(lines: &[Resolved<'_>]) -> Vec<Reach> {
 /// A walk of discard ranges would cut at every chunk of a lower striped map; this takes a stripe's part whole.
 fn device_ranges(map: &Map, at: u64, len: u64, add: &mut dyn FnMut(DevIx, u64, u64) -> bool) -> bool {
     map.covered(at, len).all(|(segment, into, take)| match segment {
-        Segment::Zero | Segment::Error => true,
+        // What lies under a stateful target is its own affair.
+        Segment::Zero | Segment::Error | Segment::Target { .. } => true,
         Segment::Linear { dev, start } => add(*dev, start + into, take),
         Segment::Striped(striped) => {
             let from = striped.place(striped.skip + into);

@@ -51,17 +51,17 @@ impl Leg {
         match self {
             Leg::Device { dev, start } => {
                 let step = Step::Device { dev: *dev, at: Sectors::new(start + at.get()) };
-                f(Piece { step, skip: Sectors::ZERO, len });
+                f(Piece { step, skip: Sectors::ZERO, len, segment: 0 });
             }
-            Leg::Map { map, start } => map.walk(start + at.get(), len.get(), 0, f),
+            Leg::Map { map, start } => map.walk(start + at.get(), len.get(), 0, None, f),
         }
     }
 
     /// Cuts them into ranges, as [`Map::ranges`].
-    pub fn ranges(&self, at: Sectors, len: Sectors, f: &mut impl FnMut(Step, Sectors)) {
+    pub fn ranges(&self, at: Sectors, len: Sectors, f: &mut impl FnMut(Step, Sectors, u32)) {
         match self {
-            Leg::Device { dev, start } => f(Step::Device { dev: *dev, at: Sectors::new(start + at.get()) }, len),
-            Leg::Map { map, start } => map.walk_ranges(start + at.get(), len.get(), f),
+            Leg::Device { dev, start } => f(Step::Device { dev: *dev, at: Sectors::new(start + at.get()) }, len, 0),
+            Leg::Map { map, start } => map.walk_ranges(start + at.get(), len.get(), None, f),
         }
     }
 

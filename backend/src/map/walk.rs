@@ -14,18 +14,18 @@ impl Map {
     #[inline]
     pub fn pieces(&self, at: Sectors, len: Sectors, f: &mut impl FnMut(Piece)) {
         self.debug_check(at, len);
-        self.walk(at.get(), len.get(), 0, f);
+        self.walk(at.get(), len.get(), 0, None, f);
     }
 
     /// Cuts a discard or write-zeroes of `len` sectors at `at` into ranges and gives them to `f`: one range per
     /// segment, and for a striped segment one per stripe it touches, because what a long request touches on a
     /// stripe is contiguous there. Together they are exactly the sectors of the request, in no particular order.
     ///
-    /// The same rule as for [`Map::pieces`] holds for what lies beyond the end.
+    /// The last argument of `f` is [`Piece::segment`]. The same rule as for [`Map::pieces`] holds for what lies beyond the end.
     #[inline]
-    pub fn ranges(&self, at: Sectors, len: Sectors, f: &mut impl FnMut(Step, Sectors)) {
+    pub fn ranges(&self, at: Sectors, len: Sectors, f: &mut impl FnMut(Step, Sectors, u32)) {
         self.debug_check(at, len);
-        self.walk_ranges(at.get(), len.get(), f);
+        self.walk_ranges(at.get(), len.get(), None, f);
     }
 
     fn debug_check(&self, at: Sectors, len: Sectors) {
@@ -56,40 +56,43 @@ impl Map {
         Covered { map: self, next, at, left: len }
     }
 
-    pub(super) fn walk<F: FnMut(Piece)>(&self, at: u64, len: u64, mut skip: u64, f: &mut F) {
-        for (segment, into, take) in self.covered(at, len) {
+    /// `above`: the segment of the upper map that a lower one is walked for.
+    pub(super) fn walk<F: FnMut(Piece)>(&self, at: u64, len: u64, mut skip: u64, above: Option<u32>, f: &mut F) {
+        let mut covered = self.covered(at, len);
+        while let Some((segment, into, take)) = covered.next() {
+            let number = above.unwrap_or_else(|| covered.number());
             let step = match segment {
                 Segment::Linear { dev, start } => Step::Device { dev: *dev, at: Sectors::new(start + into) },
                 Segment::Zero => Step::Zero,
                 Segment::Error => Step::Error,
-                Segment::Target { target, skip } => {
-                    Step::Target { target: *target, at: Sectors::new(skip + into) }
-                }
+                Segment::Target { target, skip } => Step::Target { target: *target, at: Sectors::new(skip + into) },
                 Segment::Striped(striped) => {
-                    walk_striped(striped, striped.skip + into, take, skip, f);
+                    walk_striped(striped, striped.skip + into, take, skip, number, f);
                     skip += take;
                     continue;
                 }
             };
-            f(Piece { step, skip: Sectors::new(skip), len: Sectors::new(take) });
+            f(Piece { step, skip: Sectors::new(skip), len: Sectors::new(take), segment: number });
             skip += take;
         }
     }
 
-    pub(super) fn walk_ranges<F: FnMut(Step, Sectors)>(&self, at: u64, len: u64, f: &mut F) {
-        for (segment, into, take) in self.covered(at, len) {
+    pub(super) fn walk_ranges<F: FnMut(Step, Sectors, u32)>(&self, at: u64, len: u64, above: Option<u32>, f: &mut F) {
+        let mut covered = self.covered(at, len);
+        while let Some((segment, into, take)) = covered.next() {
+            let number = above.unwrap_or_else(|| covered.number());
             match segment {
                 Segment::Linear { dev, start } => {
                     let at = Sectors::new(start + into);
-                    f(Step::Device { dev: *dev, at }, Sectors::new(take));
+                    f(Step::Device { dev: *dev, at }, Sectors::new(take), number);
                 }
-                Segment::Zero => f(Step::Zero, Sectors::new(take)),
-                Segment::Error => f(Step::Error, Sectors::new(take)),
+                Segment::Zero => f(Step::Zero, Sectors::new(take), number),
+                Segment::Error => f(Step::Error, Sectors::new(take), number),
                 Segment::Target { target, skip } => {
-                    f(Step::Target { target: *target, at: Sectors::new(skip + into) }, Sectors::new(take));
+                    f(Step::Target { target: *target, at: Sectors::new(skip + into) }, Sectors::new(take), number);
                 }
                 Segment::Striped(striped) => {
-                    walk_striped_ranges(striped, striped.skip + into, take, f);
+                    walk_striped_ranges(striped, striped.skip + into, take, number, f);
                 }
             }
         }
@@ -97,7 +100,7 @@ impl Map {
 }
 
 /// Chunk after chunk: one division finds the first, the others follow by counting.
-fn walk_striped<F: FnMut(Piece)>(striped: &Striped, off: u64, len: u64, mut skip: u64, f: &mut F) {
+fn walk_striped<F: FnMut(Piece)>(striped: &Striped, off: u64, len: u64, mut skip: u64, segment: u32, f: &mut F) {
     let mut place = striped.place(off);
     let mut left = len;
     while left > 0 {
@@ -108,8 +111,9 @@ fn walk_striped<F: FnMut(Piece)>(striped: &Striped, off: u64, len: u64, mut skip
                 step: Step::Device { dev: *dev, at: Sectors::new(start + into) },
                 skip: Sectors::new(skip),
                 len: Sectors::new(take),
+                segment,
             }),
-            Leg::Map { map, start } => map.walk(start + into, take, skip, f),
+            Leg::Map { map, start } => map.walk(start + into, take, skip, Some(segment), f),
         }
         skip += take;
         left -= take;
@@ -122,7 +126,7 @@ fn walk_striped<F: FnMut(Piece)>(striped: &Striped, off: u64, len: u64, mut skip
     }
 }
 
-fn walk_striped_ranges<F: FnMut(Step, Sectors)>(striped: &Striped, off: u64, len: u64, f: &mut F) {
+fn walk_striped_ranges<F: FnMut(Step, Sectors, u32)>(striped: &Striped, off: u64, len: u64, segment: u32, f: &mut F) {
     let from = striped.place(off);
     let to = striped.place(off + len);
     // A short request touches few of many stripes: go round from the first one touched, and stop when all
@@ -135,9 +139,9 @@ fn walk_striped_ranges<F: FnMut(Step, Sectors)>(striped: &Striped, off: u64, len
             match &striped.legs[leg] {
                 Leg::Device { dev, start } => {
                     let at = Sectors::new(start + into);
-                    f(Step::Device { dev: *dev, at }, Sectors::new(take));
+                    f(Step::Device { dev: *dev, at }, Sectors::new(take), segment);
                 }
-                Leg::Map { map, start } => map.walk_ranges(start + into, take, f),
+                Leg::Map { map, start } => map.walk_ranges(start + into, take, Some(segment), f),
             }
         }
         left -= take;
@@ -159,6 +163,14 @@ pub(super) struct Covered<'m> {
     left: u64,
 }
 
+impl Covered<'_> {
+    /// Of the segment that came last.
+    #[inline]
+    fn number(&self) -> u32 {
+        (self.next - 1) as u32
+    }
+}
+
 impl<'m> Iterator for Covered<'m> {
     type Item = (&'m Segment, u64, u64);
 
@@ -169,6 +181,7 @@ impl<'m> Iterator for Covered<'m> {
         }
         let i = self.next;
         let Some(segment) = self.map.segments.get(i) else {
+            self.next = i + 1;
             return Some((&Segment::Error, 0, std::mem::take(&mut self.left)));
         };
         let into = self.at - self.map.starts[i];

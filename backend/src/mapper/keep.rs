@@ -7,7 +7,7 @@ use dm_table::{Diagnostic, Format, Source};
 use crate::control::schema::Create;
 
 use super::device::{Device, Devices, Tables};
-use super::state::{Kept, Prepared, State, StateError};
+use super::state::{Committed, Kept, Prepared, State, StateError};
 use super::{DmError, Mapper, Verb};
 
 /// Why a process does not come back with what was kept.
@@ -76,10 +76,10 @@ impl Mapper {
         self.keep().map_err(|error| unkept(&error))
     }
 
-    /// Keeps what there will be without a device.
-    pub(super) fn keep_without(&self, minor: u32) -> Verb<()> {
-        let Some(dir) = &self.state else { return Ok(()) };
-        dir.save(|| kept(&self.devices(), &Tables::new(), Some(minor))).map_err(|error| unkept(&error))
+    /// Keeps what there will be without a device. To be settled when it is gone.
+    pub(super) fn keep_without(&self, minor: u32) -> Verb<Option<Committed<'_>>> {
+        let Some(dir) = &self.state else { return Ok(None) };
+        dir.commit(|| kept(&self.devices(), &Tables::new(), Some(minor))).map(Some).map_err(|error| unkept(&error))
     }
 
     /// Makes ready to keep what there will be when `tables` are live.

@@ -13,6 +13,7 @@ use crate::place::Place;
 use crate::server::Server;
 use crate::socket::{self, Inherited, OwnedPath, SocketError};
 
+use super::state::Committed;
 use super::{Caller, DmError, Mapper, Verb, system};
 
 /// A socket that nobody is served on yet: who connects waits.
@@ -182,12 +183,15 @@ impl Mapper {
             return Ok(Removed { deferred: true });
         }
         drop(devices);
-        self.keep_without(minor)?;
+        let kept = self.keep_without(minor)?;
         let mut devices = self.devices();
         let gone = devices.all.remove(&minor);
         let lowers: Vec<u32> =
             gone.iter().flat_map(|device| device.active.iter().flat_map(|table| table.lowers())).collect();
         drop(devices);
+        if let Some(Err(error)) = kept.map(Committed::settle) {
+            log::error!("the device is removed, but a loss of power may bring it back: {error}");
+        }
         drop(claim);
         gone.into_iter().for_each(discard);
         lowers.into_iter().for_each(|lower| self.left(lower));

@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -147,6 +147,8 @@ pub struct StateDir {
     path: PathBuf,
     dir: File,
     turn: Mutex<Turn>,
+    // No change is being made any more.
+    made: Condvar,
     _lock: File,
 }
 
@@ -155,6 +157,8 @@ struct Turn {
     // States that were committed, and prepared, by this process.
     committed: u64,
     prepared: u64,
+    // What the last one tells of may not have been made yet, so that whoever looks at the devices may not see it.
+    making: bool,
 }
 
 impl State {
@@ -189,7 +193,7 @@ impl StateDir {
         let lock =
             patience.retry(|| lock(&dir, path), |error| matches!(error, StateError::Taken { passing: true, .. }))?;
         remove_unfinished(&dir).map_err(failed("remove what was not finished in"))?;
-        Ok(StateDir { path: path.to_owned(), dir, turn: Mutex::default(), _lock: lock })
+        Ok(StateDir { path: path.to_owned(), dir, turn: Mutex::default(), made: Condvar::new(), _lock: lock })
     }
 
     /// The state that was committed last; none if there never was one.
@@ -233,14 +237,15 @@ impl StateDir {
         }
     }
 
-    /// Writes a state, durably, that is not the one yet. It is only the next if no other has become it since `state` was
-    /// called: states are made and committed under the lock of what they tell of.
+    /// Writes a state, durably, that is not the one yet. `state` is called when every change is made that a committed state
+    /// tells of; until another is committed, this one can be.
     ///
     /// # Errors
     /// No space, or another of the system's. The old state is what it was.
     pub fn prepare(&self, state: impl FnOnce() -> State) -> Result<Prepared<'_>, StateError> {
         let (after, number) = {
-            let mut turn = self.turn();
+            let turn = self.made.wait_while(self.turn(), |turn| turn.making);
+            let mut turn = turn.unwrap_or_else(PoisonError::into_inner);
             turn.prepared += 1;
             (turn.committed, turn.prepared)
         };
@@ -257,17 +262,25 @@ impl StateDir {
         Ok(prepared)
     }
 
-    /// All in one, where no guest waits. `state` may be called several times.
+    /// Prepares and commits where no guest waits. `state` may be called several times.
+    ///
+    /// # Errors
+    /// The system's. The old state is what it was.
+    pub fn commit(&self, state: impl Fn() -> State) -> Result<Committed<'_>, StateError> {
+        loop {
+            match self.prepare(&state)?.commit() {
+                Err(StateError::Outrun) => {}
+                committed => return committed,
+            }
+        }
+    }
+
+    /// The same for a change that is made already.
     ///
     /// # Errors
     /// The system's. The state that is kept is the old one, or the new one though a loss of power may bring the old one back.
     pub fn save(&self, state: impl Fn() -> State) -> Result<(), StateError> {
-        loop {
-            match self.prepare(&state)?.commit() {
-                Err(StateError::Outrun) => {}
-                committed => return committed?.settle(),
-            }
-        }
+        self.commit(state)?.settle()
     }
 
     fn turn(&self) -> MutexGuard<'_, Turn> {
@@ -300,6 +313,7 @@ impl<'a> Prepared<'a> {
                 .map_err(|errno| failed("replace", &dir.path.join(FILE))(errno.into()))?;
         }
         turn.committed += 1;
+        turn.making = true;
         self.name = None;
         Ok(Committed { dir })
     }
@@ -314,7 +328,8 @@ impl Drop for Prepared<'_> {
     }
 }
 
-/// A state that is the one now, unless power is lost soon.
+/// A state that is the one now, unless power is lost soon. Kept until the change that it tells of is made: others look at
+/// the devices, for their states, only then.
 #[derive(Debug)]
 #[must_use = "a loss of power may bring the old state back until it is settled"]
 pub struct Committed<'a> {
@@ -322,12 +337,21 @@ pub struct Committed<'a> {
 }
 
 impl Committed<'_> {
-    /// Waits until not even a loss of power brings the old state back.
+    /// The change is made. Waits until not even a loss of power brings the old state back.
     ///
     /// # Errors
     /// The system's. The state is in place, as far as this kernel is concerned.
     pub fn settle(self) -> Result<(), StateError> {
-        self.dir.dir.sync_all().map_err(failed("make durable that the state was replaced in", &self.dir.path))
+        let dir = self.dir;
+        drop(self);
+        dir.dir.sync_all().map_err(failed("make durable that the state was replaced in", &dir.path))
+    }
+}
+
+impl Drop for Committed<'_> {
+    fn drop(&mut self) {
+        self.dir.turn().making = false;
+        self.dir.made.notify_all();
     }
 }
 

@@ -336,7 +336,7 @@ impl Change {
             self.new.name,
             self.new.len(),
             check::count(self.new.map.segments(), "segment"),
-            check::count(self.new.map.flush_set().len(), "component"),
+            check::count(self.new.map.devices().len(), "component"),
         );
     }
 }

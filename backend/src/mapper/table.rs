@@ -367,7 +367,7 @@ impl Ground<'_> {
 
 /// The components that a map leads to, out of those of the tables that it was made of.
 pub(super) fn components<'t>(map: &Map, tables: impl Iterator<Item = &'t Table>) -> Components {
-    let wanted: BTreeSet<DevIx> = map.flush_set().iter().copied().collect();
+    let wanted: BTreeSet<DevIx> = map.devices().iter().copied().collect();
     let all = tables.flat_map(Table::components).filter(|(ix, _)| wanted.contains(ix));
     all.map(|(ix, component)| (ix, component.clone())).collect()
 }

@@ -57,6 +57,7 @@ fn map(mapper: &Mapper, name: &str) -> String {
             crate::map::Step::Device { at, .. } => format!("{}@{at}", piece.len),
             crate::map::Step::Zero => format!("{}z", piece.len),
             crate::map::Step::Error => format!("{}e", piece.len),
+            crate::map::Step::Target { .. } => format!("{}t", piece.len),
         });
     });
     steps.join(" ")

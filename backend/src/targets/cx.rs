@@ -136,10 +136,10 @@ impl Cx {
             inner.joins[join as usize] = Join { task: self.task, left: 1, errno: 0 };
             let mut part = Part { inner: &mut inner, join, task: self.task, action };
             match action {
-                Action::Flush => leg.flushed(&mut |dev| part.device(dev, 0, 0, Vec::new())),
+                Action::Flush => part.flush(leg),
                 Action::Read | Action::Write { .. } => part.transfer(leg, at, len, &data),
                 Action::Discard | Action::Zero { .. } => {
-                    leg.ranges(Sectors::new(at), Sectors::new(len), &mut |step, len| part.range(step, len));
+                    leg.ranges(Sectors::new(at), Sectors::new(len), &mut |step, len, _| part.range(leg, step, len));
                 }
             }
             inner.spare(data);
@@ -189,11 +189,7 @@ impl Part<'_> {
                     let mut slices = self.inner.slices();
                     cursor.take(bytes, |slice| slices.push(slice));
                     let io = Io { action: self.action, at: at.get(), len: piece.len.get(), data: slices };
-                    let target = leg.target(target);
-                    match target {
-                        Some(target) => self.start(What::Target { target, io }),
-                        None => self.fail(),
-                    }
+                    self.target(leg, target, io);
                 }
                 Step::Zero if self.action == Action::Read => cursor.take(bytes, |slice| slice.fill_zero()),
                 Step::Zero => cursor.skip(bytes),
@@ -205,10 +201,30 @@ impl Part<'_> {
         });
     }
 
-    fn range(&mut self, step: Step, len: Sectors) {
+    fn target(&mut self, leg: &Leg, number: u32, io: Io) {
+        match leg.targets().get(number as usize) {
+            Some(target) => self.start(What::Target { target: target.clone(), io }),
+            None => self.fail(),
+        }
+    }
+
+    fn flush(&mut self, leg: &Leg) {
+        for dev in leg.flush_set() {
+            self.device(*dev, 0, 0, Vec::new());
+        }
+        for number in 0..leg.targets().len() as u32 {
+            self.target(leg, number, Io { action: Action::Flush, at: 0, len: 0, data: Vec::new() });
+        }
+    }
+
+    fn range(&mut self, leg: &Leg, step: Step, len: Sectors) {
         match step {
             Step::Device { dev, at } => self.device(dev, at.bytes(), len.bytes(), Vec::new()),
-            Step::Target { .. } | Step::Error => self.fail(),
+            Step::Target { target, at } => {
+                let io = Io { action: self.action, at: at.get(), len: len.get(), data: Vec::new() };
+                self.target(leg, target, io);
+            }
+            Step::Error => self.fail(),
             Step::Zero => {}
         }
     }

@@ -72,6 +72,6 @@ impl Target for Delay {
     }
 
     fn devices(&self) -> Vec<DevIx> {
-        self.classes.iter().flat_map(|class| class.leg.devices()).collect()
+        self.classes.iter().flat_map(|class| class.leg.devices().iter().copied()).collect()
     }
 }

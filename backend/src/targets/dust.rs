@@ -131,12 +131,15 @@ impl Target for Dust {
     }
 
     fn message(&self, args: &[&str]) -> Result<Option<String>, Refused> {
-        let wrong = || Err(format!("dust: unrecognized message '{}' received", args.first().copied().unwrap_or_default()));
+        let wrong =
+            || Err(format!("dust: unrecognized message '{}' received", args.first().copied().unwrap_or_default()));
         let Some(verb) = args.first().map(|verb| verb.to_ascii_lowercase()) else { return wrong() };
         let number = |n: usize| args.get(n).and_then(|text| Dust::number(text));
         match (verb.as_str(), args.len()) {
             (_, 4..) => Err(format!("dust: invalid number of arguments '{}'", args.len())),
-            ("addbadblock" | "removebadblock" | "queryblock", 1) => Err(format!("dust: {verb} requires an additional argument")),
+            ("addbadblock" | "removebadblock" | "queryblock", 1) => {
+                Err(format!("dust: {verb} requires an additional argument"))
+            }
             ("addbadblock", _) => match (number(1), args.get(2).map_or(Some(0), |_| number(2))) {
                 (Some(block), Some(fails)) => self.add(block, fails),
                 _ => wrong(),
@@ -176,6 +179,6 @@ impl Target for Dust {
     }
 
     fn devices(&self) -> Vec<DevIx> {
-        self.leg.devices()
+        self.leg.devices().to_vec()
     }
 }

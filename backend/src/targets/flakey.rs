@@ -144,6 +144,6 @@ impl Target for Flakey {
     }
 
     fn devices(&self) -> Vec<DevIx> {
-        self.leg.devices()
+        self.leg.devices().to_vec()
     }
 }

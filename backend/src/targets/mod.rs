@@ -37,6 +37,12 @@ macro_rules! stateful {
         /// A stateful target.
         pub enum Stateful { $( $(#[$doc])* $name($name), )* }
 
+        impl std::fmt::Debug for Stateful {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                match self { $( Stateful::$name(_) => f.write_str(stringify!($name)), )* }
+            }
+        }
+
         impl Stateful {
             /// Does what is asked.
             ///

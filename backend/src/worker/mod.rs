@@ -19,11 +19,12 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::engine::{Engine, Event, Wait};
+use crate::stats::{self, Clock, Meter};
 use crate::uring::Uring;
 use ops::{Ops, Owner, UnderWay};
 use poll::{Lookers, Pace, Poll};
@@ -203,13 +204,30 @@ pub(crate) struct Core<E> {
     // What the worker waited for in the sleep before this turn, and how long.
     woken: Option<(Pace, Duration)>,
     rung: bool,
+    clock: Clock,
+    meter: Arc<Meter>,
 }
 
 impl<E: Engine> Core<E> {
     pub(crate) fn new(engine: E, ops: Ops, poll: Poll) -> Core<E> {
+        let (clock, meter) = (Clock::default(), Arc::new(Meter::of_thread()));
         let local = Local::default();
         let tasks = Tasks::new(local.clone());
-        Core { engine, ops, tasks, local, ended: Vec::new(), queues: Vec::new(), stateful: false, events: Vec::new(), poll, woken: None, rung: false }
+        Core {
+            engine,
+            ops,
+            tasks,
+            local,
+            ended: Vec::new(),
+            queues: Vec::new(),
+            stateful: false,
+            events: Vec::new(),
+            poll,
+            woken: None,
+            rung: false,
+            clock,
+            meter,
+        }
     }
 
     fn run(&mut self, mail: &Receiver<Mail>, bell: &EventFd) {
@@ -236,12 +254,13 @@ impl<E: Engine> Core<E> {
     #[inline]
     pub(crate) fn turn(&mut self) -> io::Result<()> {
         let mut busy = false;
+        self.clock.begin();
         let stateful = self.stateful;
         if stateful {
             self.local.0.borrow_mut().fire(self.engine.now());
         }
         for place in self.queues.iter_mut().flatten() {
-            busy |= place.queue.take(&mut self.ops, &mut self.tasks, &mut self.engine);
+            busy |= place.queue.take(&mut self.ops, &mut self.tasks, &mut self.engine, &mut self.clock);
             // What needed no device is done already.
             place.queue.publish();
         }
@@ -256,17 +275,22 @@ impl<E: Engine> Core<E> {
         let pace = Pace::of(self.ops.under_way());
         let look = if busy { self.poll.pays(pace) } else { self.poll.again(pace) };
         let sleep = !look && self.queues.iter_mut().flatten().all(|place| place.queue.fall_asleep());
-        let asleep_since = (sleep && self.poll.adapts(pace)).then(Instant::now);
+        if sleep {
+            self.meter.looked(self.poll.vain());
+            self.meter.sleeps(stats::now());
+        }
 
         let mut events = std::mem::take(&mut self.events);
+        self.clock.pass();
         let wait = match (sleep, self.next_timer()) {
             (false, _) => Wait::No,
             (true, None) => Wait::Event,
             (true, Some(due)) => Wait::Until(due),
         };
         let result = self.engine.turn(wait, &mut events);
+        let slept = sleep.then(|| self.wake());
         // A kick for a request that was taken before the sleep says nothing: only what brought work counts.
-        self.woken = asleep_since.map(|since| (pace, since.elapsed()));
+        self.woken = slept.filter(|_| self.poll.adapts(pace)).map(|time| (pace, time));
         if self.woken.is_some()
             && events.iter().any(|event| matches!(event, Event::Done { .. }))
             && let Some((pace, time)) = self.woken.take()
@@ -278,7 +302,7 @@ impl<E: Engine> Core<E> {
             self.queues.iter_mut().flatten().for_each(|place| place.queue.stay_awake());
         }
         if busy || !events.is_empty() {
-            self.poll.found();
+            self.worked();
         }
         for event in events.drain(..) {
             self.handle(event);
@@ -305,7 +329,7 @@ impl<E: Engine> Core<E> {
             self.tasks.run(&mut self.ended);
             for (owner, errno) in self.ended.drain(..) {
                 if let Some(Some(place)) = self.queues.get_mut(owner.queue as usize) {
-                    place.queue.task_ended(owner.slot, errno);
+                    place.queue.task_ended(owner, errno, &mut self.clock);
                 }
             }
             let starts = std::mem::take(&mut self.local.0.borrow_mut().starts);
@@ -339,6 +363,25 @@ impl<E: Engine> Core<E> {
         }
     }
 
+    /// After a sleep; returns how long it was.
+    fn wake(&mut self) -> Duration {
+        let now = stats::now();
+        self.clock.woke(now);
+        Duration::from_nanos(self.meter.woke(now))
+    }
+
+    /// There was something to do.
+    #[inline]
+    fn worked(&mut self) {
+        let weight = self.clock.weight();
+        if weight > 0 {
+            self.meter.looked(weight * self.poll.looking());
+        }
+        self.poll.found();
+        self.meter.turned();
+        self.clock.worked();
+    }
+
     #[inline]
     fn handle(&mut self, event: Event) {
         match event {
@@ -347,11 +390,9 @@ impl<E: Engine> Core<E> {
                     && let Some(Some(place)) = self.queues.get_mut(verdict.owner.queue as usize)
                 {
                     match verdict.owner.join() {
-                        None => place.queue.complete(&verdict),
+                        None => place.queue.complete(&verdict, &mut self.clock),
                         Some(join) => {
-                            if verdict.errno != 0 {
-                                place.queue.task_failed(&verdict);
-                            }
+                            place.queue.task_operation_ended(&verdict);
                             self.local.0.borrow_mut().done(join, verdict.errno);
                         }
                     }
@@ -408,7 +449,9 @@ impl<E: Engine> Core<E> {
             }
         };
         let kick = setup.kick.as_raw_fd();
+        let lane = setup.lane.clone();
         let mut queue = Queue::new(index as u32, setup, &mut self.ops, &mut self.engine)?;
+        lane.begin(&self.meter);
         // Used entries that a predecessor has published may never have been told of.
         queue.notify();
         self.engine.watch(kick, index as u32 + 1);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::device::{DiscardMethod, Flush, Stamp, Unflushed};
 use crate::engine::{Command, Engine, FileIx, MAX_SLICES};
 use crate::guest::{Buffer, HostSlice};
+use crate::stats::Kind;
 
 /// Size of a bounce buffer, in bytes: larger transfers take several turns.
 const BOUNCE: usize = 256 << 10;
@@ -58,6 +59,20 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// What it counts as.
+    #[inline]
+    pub fn kind(self) -> Kind {
+        match self {
+            Action::Read => Kind::Read,
+            Action::Write { .. } => Kind::Write,
+            Action::Flush => Kind::Flush,
+            Action::Discard => Kind::Discard,
+            Action::Zero { .. } => Kind::WriteZeroes,
+        }
+    }
+}
+
 impl std::fmt::Display for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -77,6 +92,8 @@ pub struct Owner {
     pub queue: u32,
     /// Index of the slot in its queue.
     pub slot: u32,
+    /// The segment that it concerns, as a place in the map; or [`NO_SEGMENT`].
+    pub segment: u32,
 }
 
 impl Owner {
@@ -85,7 +102,7 @@ impl Owner {
 
     /// An operation of a task.
     pub(super) fn task(queue: u32, join: u32) -> Owner {
-        Owner { queue, slot: join | Owner::TASK }
+        Owner { queue, slot: join | Owner::TASK, segment: NO_SEGMENT }
     }
 
     /// Its number, if it is one of a task.
@@ -94,6 +111,9 @@ impl Owner {
         (self.slot & Owner::TASK != 0).then_some(self.slot & !Owner::TASK)
     }
 }
+
+/// Of an operation that concerns the device as a whole.
+pub const NO_SEGMENT: u32 = u32::MAX;
 
 /// How an operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +126,8 @@ pub struct Verdict {
     pub device: u16,
     /// Where on the device it began, in bytes.
     pub at: u64,
+    /// Bytes that it was for.
+    pub len: u64,
     /// 0, or the errno it failed with.
     pub errno: i32,
 }
@@ -368,7 +390,14 @@ impl Ops {
             Some(unflushed) if op.action != Action::Read => op.account(unflushed, errno),
             _ => errno,
         };
-        let verdict = Verdict { owner: op.owner, action: op.action, device: op.index, at: op.begin, errno };
+        let verdict = Verdict {
+            owner: op.owner,
+            action: op.action,
+            device: op.index,
+            at: op.begin,
+            len: op.at + op.left - op.begin,
+            errno,
+        };
         if let Some(buffer) = op.bounce.take() {
             self.buffers.push(buffer);
             if let Some(next) = self.waiting.pop_front() {

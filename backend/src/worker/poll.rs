@@ -114,6 +114,8 @@ pub struct Poll {
     looks: u32,
     // How long it looked in vain before it went to sleep.
     looked: Duration,
+    // The same for statistics, in nanoseconds.
+    vain: u64,
 }
 
 impl Poll {
@@ -127,6 +129,7 @@ impl Poll {
             since: None,
             looks: 0,
             looked: Duration::ZERO,
+            vain: 0,
         }
     }
 
@@ -164,12 +167,27 @@ impl Poll {
         };
         std::hint::spin_loop();
         self.looks += 1;
-        if !self.looks.is_multiple_of(LOOKS) || since.elapsed() < window {
+        if !self.looks.is_multiple_of(LOOKS) {
             return true;
         }
+        let looked = since.elapsed();
+        if looked < window {
+            return true;
+        }
+        self.vain += looked.as_nanos() as u64;
         self.found();
         self.looked = window;
         false
+    }
+
+    /// Nanoseconds of looks that were given up since the last call.
+    pub fn vain(&mut self) -> u64 {
+        std::mem::take(&mut self.vain)
+    }
+
+    /// Nanoseconds that the present look has lasted; 0 if there is none.
+    pub fn looking(&self) -> u64 {
+        self.since.map_or(0, |since| since.elapsed().as_nanos() as u64)
     }
 
     /// Whether sleeps are to be timed for [`Poll::slept`].
@@ -215,7 +233,7 @@ impl Poll {
         };
         let window = || Window { now: time, most: time };
         let (idle, shallow) = (window(), window());
-        Poll { lookers: &LOOKERS, idle, shallow, deep: time, since: None, looks: 0, looked: Duration::ZERO }
+        Poll { lookers: &LOOKERS, idle, shallow, deep: time, since: None, looks: 0, looked: Duration::ZERO, vain: 0 }
     }
 }
 

@@ -15,7 +15,7 @@ use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
 
 use super::cursor::{Cursor, copied};
 use super::dirty::Dirty;
-use super::ops::{Action, Device, Ops, Owner, Verdict};
+use super::ops::{Action, Device, NO_SEGMENT, Ops, Owner, Verdict};
 use super::returns::{Order, Returns, Ticket};
 use super::tasks::{Parent, Tasks};
 use crate::chain::Chain;
@@ -26,6 +26,7 @@ use crate::inflight::Tracker;
 use crate::limited;
 use crate::map::{DevIx, Piece, Step};
 use crate::request::{self, ChainError, ID_LEN, Kind};
+use crate::stats::{self, Clock, Lane};
 use crate::targets::Io;
 use crate::vring::{Broken, Vring};
 
@@ -55,6 +56,8 @@ pub struct Setup {
     pub name: String,
     /// What is served.
     pub chain: Arc<Chain>,
+    /// Where it is counted.
+    pub lane: Arc<Lane>,
     /// Answer to GET_ID.
     pub serial: [u8; ID_LEN],
     /// The guest's memory.
@@ -86,6 +89,10 @@ struct Slot {
     pending: u32,
     ticket: Ticket,
     status_byte: HostSlice,
+    kind: stats::Kind,
+    sectors: u32,
+    // When it was taken; of a request that a device has a part in.
+    began: u64,
 }
 
 /// See the module's text.
@@ -93,6 +100,7 @@ pub struct Queue {
     index: u32,
     name: String,
     chain: Arc<Chain>,
+    lane: Arc<Lane>,
     serial: [u8; ID_LEN],
     guest: Arc<Guest>,
     vring: Vring,
@@ -170,6 +178,7 @@ impl Queue {
             index,
             name: setup.name,
             chain: setup.chain,
+            lane: setup.lane,
             serial: setup.serial,
             dirty: setup.ring.log().map(|log| Box::new(Dirty::new(log.clone(), setup.guest.clone()))),
             vring: Vring::new(setup.ring, base, setup.event_idx),
@@ -194,7 +203,7 @@ impl Queue {
 
     /// Takes every head that is there; returns whether there was one.
     #[inline]
-    pub fn take(&mut self, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine) -> bool {
+    pub fn take(&mut self, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine, clock: &mut Clock) -> bool {
         if (self.stopped || self.held) && self.replay.is_empty() {
             return false;
         }
@@ -218,7 +227,7 @@ impl Queue {
             match self.next() {
                 Ok(Some(head)) => {
                     any = true;
-                    self.serve(head, ops, tasks, engine);
+                    self.serve(head, ops, tasks, engine, clock);
                     bytes += self.request.data_len;
                 }
                 Ok(None) => break,
@@ -232,6 +241,7 @@ impl Queue {
         }
         if any {
             self.vring.stay_awake();
+            self.lane.set_in_flight(self.in_flight);
         }
         any
     }
@@ -252,10 +262,11 @@ impl Queue {
     }
 
     #[inline]
-    fn serve(&mut self, head: u16, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine) {
+    fn serve(&mut self, head: u16, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine, clock: &mut Clock) {
+        let began = if clock.weight() == 0 { 0 } else { stats::now() };
         match self.request.parse(self.vring.ring(), &self.guest, head) {
             Ok((kind, status_byte)) => {
-                let slot = self.open(head, status_byte);
+                let slot = self.open(head, status_byte, kind);
                 if let Some(dirty) = &mut self.dirty
                     && matches!(kind, Kind::Read | Kind::GetId)
                 {
@@ -269,7 +280,11 @@ impl Queue {
                     Kind::Unknown => self.slots[slot as usize].status = UNSUPP,
                 }
                 if !self.settle(slot, OK) {
-                    self.slots[slot as usize].ticket = self.returns.postpone(head);
+                    let ticket = self.returns.postpone(head);
+                    let slot = &mut self.slots[slot as usize];
+                    (slot.ticket, slot.began) = (ticket, clock.now());
+                } else if clock.weight() > 0 {
+                    self.lane.took(counted(kind), stats::now().saturating_sub(began), clock.weight());
                 }
             }
             Err(error) => self.refuse(head, error),
@@ -278,9 +293,19 @@ impl Queue {
 
     /// A slot with one operation pending: the request itself, until it has been cut into pieces.
     #[inline]
-    fn open(&mut self, head: u16, status_byte: HostSlice) -> u32 {
+    fn open(&mut self, head: u16, status_byte: HostSlice, kind: Kind) -> u32 {
         self.in_flight += 1;
-        let slot = Slot { head, status: OK, written: 0, pending: 1, ticket: Ticket::NONE, status_byte };
+        let slot = Slot {
+            head,
+            status: OK,
+            written: 0,
+            pending: 1,
+            ticket: Ticket::NONE,
+            status_byte,
+            kind: counted(kind),
+            sectors: 0,
+            began: 0,
+        };
         match self.free.pop() {
             Some(index) => {
                 self.slots[index as usize] = slot;
@@ -307,6 +332,7 @@ impl Queue {
         // Of a failed read nothing is known but the status byte (virtio 1.2, 2.7.8.2).
         let written = if slot.status == OK { slot.written + 1 } else { 1 };
         slot.status_byte.set_first(slot.status);
+        self.lane.ended(slot.kind, slot.sectors, slot.status != OK);
         if let Some(dirty) = &mut self.dirty {
             dirty.end(index, &slot.status_byte);
         }
@@ -327,6 +353,7 @@ impl Queue {
         if let (Some(dirty), Some(byte)) = (&self.dirty, &self.request.status) {
             dirty.wrote(byte);
         }
+        self.lane.ended(stats::Kind::Refused, 0, true);
         self.returns.ended(&mut self.vring, Ticket::NONE, head, written);
     }
 
@@ -351,6 +378,7 @@ impl Queue {
             self.slots[slot as usize].status = IOERR;
             return;
         }
+        self.slots[slot as usize].sectors = sectors as u32;
         if !write {
             self.slots[slot as usize].written = bytes as u32;
         }
@@ -358,27 +386,31 @@ impl Queue {
             true => Action::Write { durable: self.write_through.load(Ordering::Relaxed) },
             false => Action::Read,
         };
-        let owner = Owner { queue: self.index, slot };
-        let Queue { slots, devices, request, chain, .. } = self;
+        let (queue, number) = (self.index, slot);
+        let Queue { slots, devices, request, chain, lane, .. } = self;
         let slot = &mut slots[slot as usize];
         let mut cursor = Cursor::new(&request.data);
         chain.map.pieces(Sectors::new(at), Sectors::new(sectors), &mut |piece: Piece| {
             let len = piece.len.bytes();
+            lane.piece(piece.segment, write, piece.len.get());
             match piece.step {
                 Step::Device { dev, at } => {
                     let Some(Some(device)) = devices.get(usize::from(dev.0)) else {
                         slot.status = IOERR;
+                        lane.piece_failed(piece.segment);
                         return cursor.skip(len);
                     };
                     if let Some(mapping) = chain.mapping(dev)
                         && copied(mapping, write, at, &mut cursor, len)
                     {
-                        return;
+                        return lane.copied(dev, slot.kind, piece.len.get());
                     }
+                    let owner = Owner { queue, slot: number, segment: piece.segment };
                     let draft = ops.draft(owner, action, dev.0, *device, at.bytes(), len);
                     cursor.take(len, |slice| draft.data.push(slice));
                     let token = draft.token();
                     slot.pending += 1;
+                    lane.started(dev);
                     ops.start(engine, token);
                 }
                 Step::Target { target, at } => {
@@ -386,6 +418,7 @@ impl Queue {
                         slot.status = IOERR;
                         return cursor.skip(len);
                     };
+                    let owner = Owner { queue, slot: number, segment: piece.segment };
                     let mut data = tasks.slices();
                     cursor.take(len, |slice| data.push(slice));
                     slot.pending += 1;
@@ -396,6 +429,7 @@ impl Queue {
                 Step::Zero => cursor.take(len, |slice| slice.fill_zero()),
                 Step::Error => {
                     slot.status = IOERR;
+                    lane.piece_failed(piece.segment);
                     cursor.skip(len);
                 }
             }
@@ -406,7 +440,7 @@ impl Queue {
         if self.chain.read_only {
             return;
         }
-        let owner = Owner { queue: self.index, slot };
+        let owner = Owner { queue: self.index, slot, segment: NO_SEGMENT };
         for target in self.chain.map.targets() {
             self.slots[slot as usize].pending += 1;
             let io = Io { action: Action::Flush, at: 0, len: 0, data: Vec::new() };
@@ -420,6 +454,7 @@ impl Queue {
             }
             let token = ops.draft(owner, Action::Flush, ix.0, *device, 0, 0).token();
             self.slots[slot as usize].pending += 1;
+            self.lane.started(*ix);
             ops.start(engine, token);
         }
     }
@@ -460,6 +495,7 @@ impl Queue {
             }
         }
         let draft = ops.draft(Owner::task(self.index, join), action, dev.0, *device, at, len);
+        self.lane.started(dev);
         draft.data.extend_from_slice(data);
         let token = draft.token();
         ops.start(engine, token);
@@ -467,32 +503,51 @@ impl Queue {
     }
 
     /// A request's task has ended.
-    pub(super) fn task_ended(&mut self, slot: u32, errno: i32) {
+    pub(super) fn task_ended(&mut self, owner: Owner, errno: i32, clock: &mut Clock) {
         let status = match errno {
             0 => OK,
             libc::EOPNOTSUPP => UNSUPP,
             _ => IOERR,
         };
-        self.settle(slot, status);
+        if status != OK && owner.segment != NO_SEGMENT {
+            self.lane.piece_failed(owner.segment);
+        }
+        let slot = &self.slots[owner.slot as usize];
+        let (kind, ns) = (slot.kind, clock.now().saturating_sub(slot.began));
+        if self.settle(owner.slot, status) {
+            self.lane.took(kind, ns, 1);
+        }
     }
 
-    /// Tells of a task's operation that has failed.
-    #[cold]
-    pub(super) fn task_failed(&self, verdict: &Verdict) {
-        let _ = self.failed(verdict);
+    /// An operation of one of its tasks has ended.
+    pub(super) fn task_operation_ended(&mut self, verdict: &Verdict) {
+        let failed = verdict.errno != 0;
+        if failed {
+            self.failed(verdict);
+        }
+        let (sectors, dev) = (verdict.len / dm_table::SECTOR_SIZE, DevIx(verdict.device));
+        self.lane.device_ended(dev, verdict.action.kind(), sectors, failed, 0);
     }
 
     /// Takes an operation's verdict.
     #[inline]
-    pub fn complete(&mut self, verdict: &Verdict) {
+    pub fn complete(&mut self, verdict: &Verdict, clock: &mut Clock) {
         let status = if verdict.errno == 0 { OK } else { self.failed(verdict) };
-        self.settle(verdict.owner.slot, status);
+        let slot = &self.slots[verdict.owner.slot as usize];
+        let (kind, ns) = (slot.kind, clock.now().saturating_sub(slot.began));
+        let sectors = verdict.len / dm_table::SECTOR_SIZE;
+        let dev = DevIx(verdict.device);
+        self.lane.device_ended(dev, verdict.action.kind(), sectors, status != OK, ns);
+        if self.settle(verdict.owner.slot, status) {
+            self.lane.took(kind, ns, 1);
+        }
     }
 
     #[cold]
     fn failed(&self, verdict: &Verdict) -> u8 {
         let dev = DevIx(verdict.device);
         self.chain.failed(dev);
+        self.lane.piece_failed(verdict.owner.segment);
         let device = self.chain.components.get(dev).map_or("?", |c| c.name.as_str());
         let error = std::io::Error::from_raw_os_error(verdict.errno);
         let sector = verdict.at / dm_table::SECTOR_SIZE;
@@ -515,6 +570,7 @@ impl Queue {
         if !self.vring.unpublished() {
             return;
         }
+        self.lane.set_in_flight(self.in_flight);
         let unlogged = self.dirty.as_ref().is_some_and(|dirty| dirty.broken());
         if (self.guest.broken() || self.returns.broken() || unlogged) && !self.stopped {
             // What was read of requests and rings may be zeroes that are not the guest's, and what is not logged does not
@@ -608,6 +664,21 @@ impl Queue {
         debug_assert!(self.drained());
         debug_assert_eq!(self.free.len(), self.slots.len());
         forget(&self.devices, ops, engine);
+        self.lane.end();
+    }
+}
+
+/// What a request is counted as.
+#[inline]
+fn counted(kind: Kind) -> stats::Kind {
+    match kind {
+        Kind::Read => stats::Kind::Read,
+        Kind::Write => stats::Kind::Write,
+        Kind::Flush => stats::Kind::Flush,
+        Kind::GetId => stats::Kind::Other,
+        Kind::Discard => stats::Kind::Discard,
+        Kind::WriteZeroes => stats::Kind::WriteZeroes,
+        Kind::Unknown => stats::Kind::Refused,
     }
 }
 

@@ -19,6 +19,12 @@ pub enum Need {
     Mount,
     /// Loop devices, mounts and the tools for them.
     Loop,
+    /// What makes file systems of all kinds, and tells what they are.
+    Filesystems,
+    /// The tools of LVM2, and root's rights, which they ask for.
+    Lvm,
+    /// Mounting of file systems that a process serves.
+    Fuse,
     /// qemu-io and qemu-storage-daemon.
     Qemu,
     /// A directory on tmpfs.
@@ -31,6 +37,9 @@ impl Need {
             Need::Root => "root",
             Need::Mount => "mount",
             Need::Loop => "loop",
+            Need::Filesystems => "filesystems",
+            Need::Lvm => "lvm",
+            Need::Fuse => "fuse",
             Need::Qemu => "qemu",
             Need::Tmpfs => "tmpfs",
         }
@@ -45,6 +54,23 @@ impl Need {
             Need::Loop => {
                 missing_tool(&["losetup", "blockdev", "partx", "sfdisk", "mke2fs", "mount", "mkswap", "swapon"])
             }
+            Need::Filesystems => missing_tool(&[
+                "blkid",
+                "mke2fs",
+                "debugfs",
+                "mkfs.xfs",
+                "mkfs.ntfs",
+                "ntfscp",
+                "mkfs.fat",
+                "mkfs.exfat",
+                "mkfs.btrfs",
+                "mkswap",
+                "sfdisk",
+            ]),
+            Need::Lvm if !rustix::process::geteuid().is_root() => Some("LVM2's tools want root".into()),
+            Need::Lvm => missing_tool(&["pvcreate", "vgcreate", "lvcreate"]),
+            Need::Fuse if !may_mount() => Need::Mount.missing(),
+            Need::Fuse => (!Path::new("/dev/fuse").exists()).then(|| "there is no /dev/fuse".into()),
             Need::Qemu => missing_tool(&["qemu-io", "qemu-storage-daemon"]),
             Need::Tmpfs => (!Path::new("/dev/shm").is_dir()).then(|| "there is no /dev/shm".into()),
         }

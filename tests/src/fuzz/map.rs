@@ -221,7 +221,7 @@ impl Stack {
         });
         assert_eq!(found, expected, "pieces of {at}+{len}");
         let mut found = Vec::new();
-        map.ranges(Sectors::new(at), Sectors::new(len), &mut |step, len| {
+        map.ranges(Sectors::new(at), Sectors::new(len), &mut |step, len, _| {
             assert!(!len.is_zero());
             found.extend(places(step, len));
         });
@@ -238,7 +238,7 @@ impl Stack {
     /// A request of any length, by ranges: they are as long as it, inside their devices, and hold what it holds.
     fn long(&self, top: usize, at: u64, len: u64) {
         let mut found = Vec::new();
-        self.maps[top].ranges(Sectors::new(at), Sectors::new(len), &mut |step, len| found.push((step, len.get())));
+        self.maps[top].ranges(Sectors::new(at), Sectors::new(len), &mut |step, len, _| found.push((step, len.get())));
         assert_eq!(found.iter().map(|&(_, len)| len).sum::<u64>(), len, "{at}+{len}");
         for &(step, len) in &found {
             if let Step::Device { dev, at } = step {

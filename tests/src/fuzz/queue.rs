@@ -15,6 +15,7 @@ use vhost_user_dm::guest::{Guest, HostSlice, SplitRing};
 use vhost_user_dm::map::{DevIx, LookupError, Lower, Map};
 use vhost_user_dm::request::ID_LEN;
 use vhost_user_dm::sim::{Nature, Sim, Temper};
+use vhost_user_dm::stats::{Clock, Lane};
 use vhost_user_dm::worker::ops::Ops;
 use vhost_user_dm::worker::queue::{Queue, Setup};
 
@@ -189,6 +190,7 @@ struct Run<'h> {
     hostile: &'h Hostile,
     engine: Checked<'h>,
     ops: Ops,
+    clock: Clock,
     queue: Queue,
     events: Vec<Event>,
     // Used index at the start.
@@ -226,6 +228,7 @@ impl<'h> Run<'h> {
         let setup = Setup {
             name: "fuzz".to_owned(),
             chain: Arc::clone(chain),
+            lane: Lane::detached(chain),
             serial: [b's'; ID_LEN],
             guest,
             ring,
@@ -239,7 +242,7 @@ impl<'h> Run<'h> {
         };
         let mut ops = Ops::new().expect("bounce buffers");
         let queue = Queue::new(0, setup, &mut ops, &mut engine).expect("files that the engine knows");
-        Run { hostile, engine, ops, queue, events: Vec::new(), used }
+        Run { hostile, engine, ops, clock: Clock::default(), queue, events: Vec::new(), used }
     }
 
     fn run(mut self) {
@@ -248,7 +251,7 @@ impl<'h> Run<'h> {
         let offered = self.hostile.half(avail + 2).wrapping_sub(base);
         let mut heads = Vec::new();
         if offered > size {
-            assert!(!self.queue.take(&mut self.ops, &mut self.engine));
+            assert!(!self.queue.take(&mut self.ops, &mut self.engine, &mut self.clock));
             assert_eq!(self.queue.next_avail(), base, "nothing is taken from a broken ring");
         } else {
             for n in 0..offered.min(HEADS) {
@@ -282,7 +285,7 @@ impl<'h> Run<'h> {
         }
         self.hostile.put(at.avail + 2, &next.wrapping_add(1).to_le_bytes());
         for _ in 0..PATIENCE {
-            self.queue.take(&mut self.ops, &mut self.engine);
+            self.queue.take(&mut self.ops, &mut self.engine, &mut self.clock);
             if self.hostile.seed >> (n % 8) & 1 == 0 {
                 self.turn(Wait::No);
             }
@@ -317,7 +320,7 @@ impl<'h> Run<'h> {
             if let Event::Done { token, result } = event
                 && let Some(verdict) = self.ops.complete(&mut self.engine, token, result)
             {
-                self.queue.complete(&verdict);
+                self.queue.complete(&verdict, &mut self.clock);
             }
         }
         self.events = events;

@@ -1,4 +1,5 @@
 //! The control socket, and the devices and tables that it changes.
 #![allow(missing_docs)]
 
+mod golden;
 mod swap;

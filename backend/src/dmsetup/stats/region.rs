@@ -102,12 +102,15 @@ impl Counters {
     pub fn sum(areas: &[Counters]) -> Counters {
         let mut sum = Counters { start: areas.first().map_or(0, |area| area.start), ..Counters::default() };
         for area in areas {
-            sum.len += area.len;
+            sum.len = sum.len.saturating_add(area.len);
             for (total, part) in sum.numbers().into_iter().zip(area.clone().numbers()) {
                 *total = total.saturating_add(*part);
             }
             sum.histogram.resize(sum.histogram.len().max(area.histogram.len()), 0);
-            sum.histogram.iter_mut().zip(&area.histogram).for_each(|(total, part)| *total += part);
+            sum.histogram
+                .iter_mut()
+                .zip(&area.histogram)
+                .for_each(|(total, part)| *total = total.saturating_add(*part));
         }
         sum
     }

@@ -182,10 +182,13 @@ fn fill(context: &mut Context<'_>, names: &[String], report: &mut Report, interv
         for region in regions(context, &device, false)? {
             let counted = match interval {
                 Some(_) => counters(context, &device, &region)?,
-                None => (0..region.areas()).map(|index| area_of(&region, index)).collect(),
+                None if context.options.has("area") || context.options.has("verbose") => {
+                    (0..region.areas()).map(|index| area_of(&region, index)).collect()
+                }
+                None => Vec::new(),
             };
             let interval = interval.unwrap_or_default();
-            for (area, counters) in objects(context, &region, counted, interval.is_zero()) {
+            for (area, counters) in objects(context, &region, counted) {
                 let suffixes = !context.options.has("notimesuffix");
                 let object = Object { info: &info, region: &region, area, counters, interval, units, suffixes };
                 report.add(&|id| object.value(id));
@@ -212,15 +215,9 @@ fn area_of(region: &Region, index: u64) -> Counters {
 }
 
 /// The rows of a region: an area each if there are several, and the region.
-fn objects(
-    context: &Context<'_>,
-    region: &Region,
-    areas: Vec<Counters>,
-    listing: bool,
-) -> Vec<(Option<u64>, Counters)> {
+fn objects(context: &Context<'_>, region: &Region, areas: Vec<Counters>) -> Vec<(Option<u64>, Counters)> {
     let (area, whole) = (context.options.has("area"), context.options.has("region"));
-    let verbose = !listing || context.options.has("verbose");
-    let with_areas = area || (!whole && verbose && areas.len() > 1);
+    let with_areas = area || (!whole && areas.len() > 1);
     let sum = Counters::sum(&areas);
     let mut objects = Vec::new();
     if with_areas {
@@ -296,7 +293,7 @@ impl Object<'_> {
         let decimal = |number: f64| Value::Real(number, format!("{number:.2}"));
         let size = |sectors: f64| Value::Real(sectors, self.units.show(sectors));
         let ms = |ns: u64, count: u64| decimal(over(ns as f64 / 1e6, count as f64));
-        let requests = c.reads + c.writes;
+        let requests = c.reads.saturating_add(c.writes);
         match id {
             "reads_merged_per_sec" => decimal(per_second(c.reads_merged)),
             "writes_merged_per_sec" => decimal(per_second(c.writes_merged)),
@@ -304,7 +301,7 @@ impl Object<'_> {
             "writes_per_sec" => decimal(per_second(c.writes)),
             "read_size_per_sec" => size(per_second(c.read_sectors)),
             "write_size_per_sec" => size(per_second(c.write_sectors)),
-            "avg_request_size" => size(over((c.read_sectors + c.write_sectors) as f64, requests as f64)),
+            "avg_request_size" => size(over(c.read_sectors.saturating_add(c.write_sectors) as f64, requests as f64)),
             "queue_size" => decimal(over(c.queue_ns as f64 / 1e9, seconds)),
             "util" => decimal((over(c.io_ns as f64 / 1e9, seconds) * 100.0).min(100.0)),
             "await" => ms(c.read_ns.saturating_add(c.write_ns), requests),
@@ -346,7 +343,7 @@ impl Object<'_> {
 
     fn histogram(&self, percent: bool, ranges: Option<bool>) -> String {
         let counts = &self.counters.histogram;
-        let sum: u64 = counts.iter().sum();
+        let sum = counts.iter().fold(0u64, |sum, &count| sum.saturating_add(count));
         let count = |&count: &u64| match percent {
             true => format!("{:.2}%", if sum == 0 { 0.0 } else { count as f64 * 100.0 / sum as f64 }),
             false => count.to_string(),

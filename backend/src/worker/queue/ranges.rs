@@ -20,39 +20,48 @@ impl Queue {
             return;
         }
         let durable = self.write_through.load(Ordering::Relaxed);
-        let owner = Owner { queue: self.index, slot };
-        let Queue { slots, devices, request, chain, .. } = self;
+        let (queue, number) = (self.index, slot);
+        let Queue { slots, devices, request, chain, lane, .. } = self;
         let slot = &mut slots[slot as usize];
+        slot.sectors = request.ranges.iter().map(|range| range.len).sum();
         for range in &request.ranges {
             let action = match kind {
                 Kind::Discard => Action::Discard,
                 _ => Action::Zero { unmap: range.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0, durable },
             };
             let (at, len) = (Sectors::new(range.at), Sectors::new(u64::from(range.len)));
-            chain.map.ranges(at, len, &mut |step: Step, len: Sectors| match step {
-                Step::Device { dev, at } => {
-                    let Some(Some(device)) = devices.get(usize::from(dev.0)) else {
-                        slot.status = IOERR;
-                        return;
-                    };
-                    if let Some(mapping) = chain.mapping(dev) {
-                        mapping.forget(at.bytes(), len.bytes());
+            chain.map.ranges(at, len, &mut |step: Step, len: Sectors, segment: u32| {
+                lane.piece(segment, true, len.get());
+                let (dev, at) = match step {
+                    Step::Device { dev, at } => (dev, at),
+                    Step::Zero => return,
+                    Step::Target { target, at } => {
+                        let Some(target) = chain.map.target(target) else {
+                            slot.status = IOERR;
+                            return lane.piece_failed(segment);
+                        };
+                        slot.pending += 1;
+                        let io = Io { action, at: at.get(), len: len.get(), data: Vec::new() };
+                        let owner = Owner { queue, slot: number, segment };
+                        return tasks.spawn(queue, Parent::Request(owner), target.clone(), io);
                     }
-                    let token = ops.draft(owner, action, dev.0, *device, at.bytes(), len.bytes()).token();
-                    slot.pending += 1;
-                    ops.start(engine, token);
-                }
-                Step::Target { target, at } => {
-                    let Some(target) = chain.map.target(target) else {
+                    Step::Error => {
                         slot.status = IOERR;
-                        return;
-                    };
-                    slot.pending += 1;
-                    let io = Io { action, at: at.get(), len: len.get(), data: Vec::new() };
-                    tasks.spawn(owner.queue, Parent::Request(owner), target.clone(), io);
+                        return lane.piece_failed(segment);
+                    }
+                };
+                let Some(Some(device)) = devices.get(usize::from(dev.0)) else {
+                    slot.status = IOERR;
+                    return lane.piece_failed(segment);
+                };
+                if let Some(mapping) = chain.mapping(dev) {
+                    mapping.forget(at.bytes(), len.bytes());
                 }
-                Step::Zero => {}
-                Step::Error => slot.status = IOERR,
+                let owner = Owner { queue, slot: number, segment };
+                let token = ops.draft(owner, action, dev.0, *device, at.bytes(), len.bytes()).token();
+                slot.pending += 1;
+                lane.started(dev);
+                ops.start(engine, token);
             });
         }
     }

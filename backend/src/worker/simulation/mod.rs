@@ -33,6 +33,7 @@ use crate::chain::Chain;
 use crate::guest::{Guest, Inflight, Record, SplitRing};
 use crate::sim::Sim;
 use crate::sim::pause::OtherSide;
+use crate::stats;
 use driver::{REGIONS, Side, places};
 use traffic::SERIAL;
 use world::World;
@@ -76,6 +77,8 @@ struct Rig {
     core: Core<Sim>,
     sim: Sim,
     chain: Arc<Chain>,
+    // Of the process that lives now.
+    stats: stats::Disk,
     ground: Ground,
     // The front end's in-flight region.
     inflight: Option<Arc<Inflight>>,
@@ -156,6 +159,7 @@ impl Rig {
             core,
             sim,
             chain,
+            stats: stats::Disk::new(),
             ground,
             inflight,
             fuse,
@@ -186,6 +190,7 @@ impl Rig {
             let setup = Setup {
                 name: format!("disk.{q}"),
                 chain: self.chain.clone(),
+                lane: self.stats.lane(q, &self.chain),
                 serial: SERIAL,
                 guest: self.ground.guest.clone(),
                 ring: ring.expect("a ring in guest memory"),

@@ -41,7 +41,7 @@ impl Bench {
 
     /// Starts an operation whose data, cut into slices of `cut` bytes, begins `skip` bytes into memory.
     fn start(&mut self, slot: u32, action: Action, at: usize, len: usize, skip: usize, cut: usize) {
-        let owner = Owner { queue: 0, slot };
+        let owner = Owner { queue: 0, slot, segment: 0 };
         let draft = self.ops.draft(owner, action, 0, self.device, at as u64, len as u64);
         if matches!(action, Action::Read | Action::Write { .. }) {
             for from in (0..len).step_by(cut) {

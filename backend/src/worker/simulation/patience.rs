@@ -12,6 +12,7 @@ use super::world::World;
 use super::{Core, Ground, Ops, Poll, Setup};
 use crate::guest::SplitRing;
 use crate::sim::{Sim, Temper};
+use crate::stats::Lane;
 
 const SIZE: u16 = 8;
 const AVAIL: u64 = 0x800;
@@ -43,6 +44,7 @@ fn a_driver_that_repeats_heads_behind_a_slow_request_has_to_wait() {
     let null = ground.null.try_clone().expect("a descriptor");
     let setup = Setup {
         name: "disk".into(),
+        lane: Lane::detached(&chain),
         chain: Arc::new(chain),
         serial: SERIAL,
         guest: ground.guest.clone(),

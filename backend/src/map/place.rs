@@ -1,0 +1,67 @@
+//! What there is to tell of each segment.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::stripe::Leg;
+use super::{DevIx, Map, Segment};
+
+/// Stripes of a segment that are named; of more, the number.
+const NAMED: usize = 4;
+
+/// A segment of a [`Map`].
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'m> {
+    /// First sector.
+    pub start: u64,
+    /// Sectors.
+    pub len: u64,
+    /// Type of its target.
+    pub target: &'static str,
+    segment: &'m Segment,
+    names: &'m BTreeMap<DevIx, Arc<str>>,
+}
+
+impl Place<'_> {
+    /// Where it leads, for people: device and first sector there, for each stripe.
+    pub fn to(&self) -> String {
+        let name = |dev: &DevIx| self.names.get(dev).map_or("?", |name| &**name);
+        match self.segment {
+            Segment::Linear { dev, start } => format!("{} {start}", name(dev)),
+            Segment::Striped(striped) => {
+                let mut text = format!("{} stripes of {} sectors", striped.legs.len(), striped.chunk);
+                for leg in striped.legs.iter().take(NAMED) {
+                    let _ = match leg {
+                        Leg::Device { dev, start } => write!(text, ", {} {start}", name(dev)),
+                        Leg::Map { start, .. } => write!(text, ", a device of this process {start}"),
+                    };
+                }
+                if striped.legs.len() > NAMED {
+                    text.push_str(", ...");
+                }
+                text
+            }
+            Segment::Zero | Segment::Error | Segment::Target { .. } => String::new(),
+        }
+    }
+}
+
+impl Map {
+    /// The segments in order; [`super::Piece::segment`] is a place in this list.
+    pub fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        self.segments.iter().enumerate().map(|(i, segment)| Place {
+            start: self.starts[i],
+            len: self.segment_end(i) - self.starts[i],
+            target: match segment {
+                Segment::Linear { .. } => "linear",
+                Segment::Striped(_) => "striped",
+                Segment::Zero => "zero",
+                Segment::Error => "error",
+                Segment::Target { .. } => "stateful",
+            },
+            segment,
+            names: &self.names,
+        })
+    }
+}
