@@ -31,6 +31,7 @@ pub mod server;
 pub mod sim;
 pub mod socket;
 pub mod stats;
+pub mod top;
 pub mod uring;
 pub mod vring;
 pub mod worker;
