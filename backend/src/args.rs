@@ -74,6 +74,44 @@ pub enum Command {
         #[arg(value_name = "VERB", trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Show live what the devices of a running process do
+    Top {
+        /// Which process.
+        #[command(flatten)]
+        control: Control,
+        /// Time between two looks
+        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+        interval: Duration,
+        /// Print one picture as text, and exit
+        #[arg(long)]
+        once: bool,
+        /// Devices to show; by default all
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Print what the devices of a running process have done
+    Stats {
+        /// Which process.
+        #[command(flatten)]
+        control: Control,
+        /// As the control socket gives it
+        #[arg(long)]
+        json: bool,
+        /// Of each segment, too
+        #[arg(long)]
+        segments: bool,
+        /// Devices to show; by default all
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+/// The process that a command is about.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Control {
+    /// Its control socket; by default $VHOST_USER_DM_CONTROL
+    #[arg(long, value_name = "PATH")]
+    pub control_path: Option<PathBuf>,
 }
 
 /// Where to serve: one of these, or sockets that were passed (see [`crate::activation`]).
@@ -194,6 +232,13 @@ fn ring_size(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {
         Ok(n) if n.is_power_of_two() && (4..=1024).contains(&n) => Ok(n),
         _ => Err("a ring has 4, 8, 16, ... 1024 entries".into()),
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds @ 0.1..=3600.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("seconds, from 0.1 to 3600".into()),
     }
 }
 

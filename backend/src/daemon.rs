@@ -38,7 +38,7 @@ impl Signals {
         }
     }
 
-    fn wait(&self) -> nix::Result<Signal> {
+    pub(crate) fn wait(&self) -> nix::Result<Signal> {
         self.0.wait()
     }
 }

@@ -32,6 +32,7 @@ pub mod sim;
 pub mod socket;
 pub mod stats;
 pub mod targets;
+pub mod top;
 pub mod uring;
 pub mod vring;
 pub mod worker;

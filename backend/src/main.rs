@@ -18,7 +18,7 @@ use vhost_user_dm::mapper::state::StateDir;
 use vhost_user_dm::mapper::{Mapper, Settings};
 use vhost_user_dm::place::{self, PlaceError};
 use vhost_user_dm::worker::pool::{Cpus, Pool};
-use vhost_user_dm::{activation, check, control, uring};
+use vhost_user_dm::{activation, check, control, top, uring};
 
 fn main() -> ExitCode {
     // Conventions for vhost-user back ends: this option wins over everything else on the line.
@@ -33,6 +33,13 @@ fn main() -> ExitCode {
             run_check(table, open)
         }
         Some(Command::Dmsetup { args }) => return vhost_user_dm::dmsetup::main(args.iter().cloned()),
+        Some(Command::Top { control, interval, once, names }) => {
+            top::top(control.control_path.as_deref(), *interval, *once, names.clone()).map_err(said)
+        }
+        Some(Command::Stats { control, json, segments, names }) => {
+            let form = if *json { top::Form::Json } else { top::Form::Human };
+            top::stats(control.control_path.as_deref(), form, *segments, names).map_err(said)
+        }
         None => {
             init_log(&args.log);
             serve(&args)
@@ -45,6 +52,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn said(message: String) -> String {
+    format!("vhost-user-dm: {message}")
 }
 
 /// Variable with a filter for the log.

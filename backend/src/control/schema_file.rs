@@ -24,8 +24,8 @@ fn description() -> String {
          without its end; a longer one is answered with {too_long} and ends the connection. Batches are refused. A request \
          without id is a notification: it is done and not answered. Requests of a connection are done one after the other, \
          in order; at most {MAX_CLIENTS} connections at a time. A client that takes none of its answers for 10 seconds is hung \
-         up on. A client that hangs up while suspend, resume, load, remove or wait is done takes it back; one that only shuts \
-         down its sending side still gets its answers.\n\n\
+         up on. A client that hangs up takes back what it waits for (what is done by then stays done); one that only shuts down \
+         its sending side still gets its answers.\n\n\
          Errors: a positive code is the errno of a verb, with ErrorData as data and strerror(3)'s words as message. Negative \
          ones: {parse} not JSON, or a last line without end; {request} no request; {method} no such method; {params} wrong \
          parameters; {internal} an answer that is no JSON; {too_long} line too long; {clients} too many clients; \

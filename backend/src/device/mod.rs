@@ -30,7 +30,7 @@ mod registry;
 #[cfg(test)]
 mod simulated;
 mod slots;
-mod sysfs;
+pub(crate) mod sysfs;
 mod unflushed;
 
 pub use component::{Access, Cache, Component, Identity, Kind, Options};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// A disk or partition known to the kernel.
 #[derive(Clone, Debug)]
-pub(super) struct Disk {
+pub(crate) struct Disk {
     /// Its directory below `/sys/devices`.
     dir: PathBuf,
 }

@@ -413,6 +413,12 @@ fn mangle_one(context: &mut Context<'_>, device: &Device) -> Done {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::{Value, json};
+
+    use super::super::testing::Fake;
+
     #[test]
     fn messages_are_cut_as_the_kernel_cuts_them() {
         for (text, words) in
@@ -420,5 +426,71 @@ mod tests {
         {
             assert_eq!(super::split(text), words, "{text:?}");
         }
+    }
+
+    /// A process in which one method fails, and the methods that are called with what for.
+    fn process(failing: &'static str, errno: i32) -> (Fake, Arc<Mutex<Vec<String>>>) {
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let seen = calls.clone();
+        let info = json!({
+            "name": "a", "major": 0, "minor": 7, "read_only": false, "suspended": false, "live": true, "inactive": false,
+            "open_count": 1, "event_nr": 0, "targets": 1, "sectors": 8, "deferred_remove": false
+        });
+        let fake = Fake::new(move |method, params: &Value| {
+            let whom = params["which"]["name"].as_str().or(params["name"].as_str()).unwrap_or("?");
+            seen.lock().unwrap().push(format!("{method} {whom}"));
+            match method {
+                method if method == failing => Err(errno),
+                "load" => Ok(json!({"warnings": ["doubtful"], "info": info})),
+                "resume" => Ok(json!({"info": info})),
+                "remove" => Ok(json!({"deferred": false})),
+                "table" | "status" => Ok(json!([{"start": 0, "len": 8, "target": "zero", "params": ""}])),
+                "list" => Ok(json!([info])),
+                _ => Ok(info.clone()),
+            }
+        });
+        (fake, calls)
+    }
+
+    #[test]
+    fn a_device_is_created_whole_or_not_at_all() {
+        let (fake, calls) = process("", 0);
+        let (code, said) = fake.dmsetup("create a b.table --table 0");
+        assert!(code == 1 && said.starts_with("Invalid format on line 1 of table .\n  --> --table:1:2\n"), "{said}");
+        assert_eq!(*calls.lock().unwrap(), Vec::<String>::new(), "what cannot be read is not tried");
+        assert_eq!(fake.dmsetup("create --concise a,,,,0\t8\tzero").0, 0);
+        assert_eq!(*calls.lock().unwrap(), ["create a", "load a", "resume a"]);
+        for (failing, ioctl, shown) in [("load", "reload", "a (0:7)"), ("resume", "resume", "a (0:7)")] {
+            let (fake, calls) = process(failing, libc::EINVAL);
+            let (code, said) = fake.dmsetup("create a --table 0\t8\tzero");
+            assert_eq!(code, 1);
+            let words = format!("device-mapper: {ioctl} ioctl on {shown} failed: Invalid argument\nCommand failed.\n");
+            assert!(said.ends_with(&words), "{said}");
+            assert_eq!(calls.lock().unwrap().last().unwrap(), "remove a");
+        }
+    }
+
+    #[test]
+    fn each_device_has_its_turn_up_to_the_first_failure() {
+        let (fake, calls) = process("suspend", libc::ENXIO);
+        let said = "device-mapper: suspend ioctl on a  failed: No such device or address\nCommand failed.\n";
+        assert_eq!(fake.dmsetup("suspend a b"), (1, said.to_owned()));
+        assert_eq!(*calls.lock().unwrap(), ["suspend a"]);
+        assert_eq!(fake.dmsetup("table a b"), (0, "a: 0 8 zero \nb: 0 8 zero \n".to_owned()));
+        assert_eq!(fake.dmsetup("table -S name=a&&open=1"), (0, "a: 0 8 zero \n".to_owned()));
+        assert_eq!(fake.dmsetup("table -S open=2"), (0, String::new()));
+        assert_eq!(fake.dmsetup("table a --target error"), (0, String::new()));
+        assert_eq!(fake.dmsetup("ls --target zero"), (0, "a\t(0, 7)\n".to_owned()));
+        assert_eq!(fake.dmsetup("-j 1 -m 7 table").0, 1, "no device has another major number");
+        assert_eq!(fake.dmsetup("-j 0 -m 7 table"), (0, "0 8 zero \n".to_owned()));
+        assert_eq!(fake.dmsetup("table /dev/mapper/a"), (0, "0 8 zero \n".to_owned()));
+        assert_eq!(fake.dmsetup("table ./a"), (1, "Device ./a not found\nCommand failed.\n".to_owned()));
+    }
+
+    #[test]
+    fn a_wiped_table_is_dropped_where_it_cannot_be_resumed() {
+        let (fake, calls) = process("resume", libc::EINVAL);
+        assert_eq!(fake.dmsetup("wipe_table a").0, 1);
+        assert_eq!(*calls.lock().unwrap(), ["table a", "load a", "resume a", "clear a"]);
     }
 }

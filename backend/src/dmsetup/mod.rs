@@ -15,6 +15,8 @@ mod report;
 mod select;
 mod show;
 mod stats;
+#[cfg(test)]
+mod testing;
 mod tree;
 mod usage;
 mod verbs;
@@ -116,35 +118,10 @@ fn in_turn(context: &mut Context<'_>, verb: &Verb, words: &[String]) -> Done {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{self, Write};
-    use std::sync::{Arc, Mutex};
-
     use proptest::prelude::*;
 
+    use super::testing::dmsetup;
     use super::*;
-
-    /// What was written.
-    #[derive(Clone, Default)]
-    struct Paper(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Paper {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// Exit code, and both outputs in the order of writing.
-    fn dmsetup(words: &[&str]) -> (u8, String) {
-        let paper = Paper::default();
-        let mut console = Console::new(Box::new(paper.clone()), Box::new(paper.clone()));
-        let code = run(words.iter().map(OsString::from), &mut console);
-        assert!(console.finish());
-        let written = paper.0.lock().unwrap().clone();
-        (code, String::from_utf8(written).unwrap())
-    }
 
     /// Taken from dmsetup 1.02.185, without the help that follows.
     #[test]

@@ -1,7 +1,7 @@
 //! NTFS: its boot sector; of its volume whether it is dirty; of its root whether Windows sleeps in `hiberfil.sys`.
 //!
-//! Structures as in Linux's fs/ntfs3/ntfs.h. An attribute that needs an attribute list is not followed: then nothing is
-//! said of what it would tell.
+//! Structures as in Linux's fs/ntfs3/ntfs.h. Of an attribute whose runs are told in several records the first part is
+//! followed: then nothing is said of what the rest would tell.
 
 use std::io;
 
@@ -12,7 +12,11 @@ use super::{Contents, Kind};
 const VOLUME: u64 = 3;
 const ROOT: u64 = 5;
 
+/// The part of a reference to a record that is its number.
+const NUMBER: u64 = 0xFFFF_FFFF_FFFF;
+
 /// Types of attributes.
+const ATTRIBUTE_LIST: u32 = 0x20;
 const VOLUME_NAME: u32 = 0x60;
 const VOLUME_INFORMATION: u32 = 0x70;
 const DATA: u32 = 0x80;
@@ -25,6 +29,8 @@ const MOST_INDEX_BLOCKS: u64 = 1024;
 const MOST_BYTES: u64 = 65536;
 /// Runs of an attribute that are followed.
 const MOST_RUNS: usize = 4096;
+/// Records of one file that are looked at for an attribute.
+const MOST_RECORDS: usize = 64;
 
 pub(super) fn ntfs(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
     let Some(sector) = medium.get(0, 512)? else { return Ok(None) };
@@ -35,8 +41,8 @@ pub(super) fn ntfs(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
     let mut contents = Contents { size, uuid: Some(format!("{serial:016X}")), ..Contents::of(Kind::Ntfs) };
     if let Some(record) = volume.early_record(VOLUME)? {
         let record = Fields(&record);
-        contents.label = resident(record, VOLUME_NAME).and_then(|name| name.utf16(0, name.0.len()));
-        let flags = resident(record, VOLUME_INFORMATION).and_then(|information| information.le16(10));
+        contents.label = find(record, VOLUME_NAME).and_then(value).and_then(|name| name.utf16(0, name.0.len()));
+        let flags = find(record, VOLUME_INFORMATION).and_then(value).and_then(|information| information.le16(10));
         contents.dirty = flags.is_some_and(|flags| flags & 1 != 0);
     }
     contents.hibernated = volume.hibernated()?;
@@ -89,7 +95,7 @@ impl<'a> Volume<'a> {
     /// Any record, by way of the table's own runs.
     fn record(&self, number: u64) -> io::Result<Option<Vec<u8>>> {
         let Some(own) = self.early_record(0)? else { return Ok(None) };
-        let runs = nonresident(Fields(&own), DATA).map(runs).unwrap_or_default();
+        let runs = find(Fields(&own), DATA).map(runs).unwrap_or_default();
         let at = number.checked_mul(self.record).and_then(|into| self.place(&runs, into));
         at.map_or(Ok(None), |at| self.protected(at, self.record, b"FILE"))
     }
@@ -114,18 +120,38 @@ impl<'a> Volume<'a> {
         None
     }
 
+    /// An attribute of a file, wherever it stands: in the file's first record, or in one that its list names.
+    fn attribute(&self, record: Fields<'_>, kind: u32) -> io::Result<Option<Vec<u8>>> {
+        let own = |record: Fields<'_>| find(record, kind).map(|attribute| attribute.0.to_vec());
+        let Some(list) = find(record, ATTRIBUTE_LIST).filter(|_| own(record).is_none()) else { return Ok(own(record)) };
+        let list = match value(list) {
+            Some(list) => list.0.to_vec(),
+            None => {
+                let len = list.le64(48).and_then(|len| usize::try_from(len.min(MOST_BYTES)).ok()).unwrap_or(0);
+                let at = self.place(&runs(list), 0);
+                at.map(|at| self.medium.get(at, len)).transpose()?.flatten().unwrap_or_default()
+            }
+        };
+        for number in listed(Fields(&list), kind).into_iter().take(MOST_RECORDS) {
+            let found = self.record(number)?.and_then(|record| own(Fields(&record)));
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     /// Whether `hiberfil.sys` begins as one of a system that is to go on from it. One of a system that went on is blank or
     /// begins otherwise.
     fn hibernated(&self) -> io::Result<bool> {
         let Some(number) = self.find_in_root("hiberfil.sys")? else { return Ok(false) };
         let Some(record) = self.record(number)? else { return Ok(false) };
-        let record = Fields(&record);
-        let begin = match nonresident(record, DATA) {
-            Some(attribute) => match self.place(&runs(attribute), 0) {
-                Some(at) => self.medium.get(at, 4)?,
-                None => None,
-            },
-            None => resident(record, DATA).and_then(|data| data.slice(0, 4)).map(<[u8]>::to_vec),
+        let Some(data) = self.attribute(Fields(&record), DATA)? else { return Ok(false) };
+        let data = Fields(&data);
+        let begin = match (value(data), self.place(&runs(data), 0)) {
+            (Some(value), _) => value.slice(0, 4).map(<[u8]>::to_vec),
+            (None, Some(at)) => self.medium.get(at, 4)?,
+            (None, None) => None,
         };
         Ok(begin.is_some_and(|begin| begin.eq_ignore_ascii_case(b"hibr")))
     }
@@ -134,13 +160,15 @@ impl<'a> Volume<'a> {
     fn find_in_root(&self, name: &str) -> io::Result<Option<u64>> {
         let Some(root) = self.early_record(ROOT)? else { return Ok(None) };
         let root = Fields(&root);
-        let Some(index) = resident(root, INDEX_ROOT) else { return Ok(None) };
+        let Some(index) = self.attribute(root, INDEX_ROOT)? else { return Ok(None) };
+        let Some(index) = value(Fields(&index)) else { return Ok(None) };
         let found = index.0.get(16..).and_then(|node| find_in_node(Fields(node), name));
         let block = u64::from(index.le32(8).unwrap_or(0));
         if found.is_some() || !(512..=MOST_BYTES).contains(&block) {
             return Ok(found);
         }
-        let Some(allocation) = nonresident(root, INDEX_ALLOCATION) else { return Ok(None) };
+        let Some(allocation) = self.attribute(root, INDEX_ALLOCATION)? else { return Ok(None) };
+        let allocation = Fields(&allocation);
         let size = allocation.le64(48).unwrap_or(0);
         let runs = runs(allocation);
         for number in 0..(size / block).min(MOST_INDEX_BLOCKS) {
@@ -188,22 +216,33 @@ fn attributes(record: Fields<'_>) -> impl Iterator<Item = Fields<'_>> {
     })
 }
 
+/// An attribute of a record; one whose value is elsewhere from its first cluster on. Data has a name where it is a stream of
+/// its own; an index always has one.
+fn find(record: Fields<'_>, kind: u32) -> Option<Fields<'_>> {
+    attributes(record).find(|attribute| {
+        let begins = attribute.u8(8) == Some(0) || attribute.le64(16) == Some(0);
+        attribute.le32(0) == Some(kind) && begins && (kind != DATA || attribute.u8(9) == Some(0))
+    })
+}
+
 /// Value of an attribute that stands in the record.
-fn resident(record: Fields<'_>, kind: u32) -> Option<Fields<'_>> {
-    let attribute = attributes(record).find(|a| a.le32(0) == Some(kind) && a.u8(8) == Some(0) && unnamed(a, kind))?;
+fn value(attribute: Fields<'_>) -> Option<Fields<'_>> {
     let len = usize::try_from(attribute.le32(16)?).ok()?;
-    attribute.slice(usize::from(attribute.le16(20)?), len).map(Fields)
+    let value = attribute.slice(usize::from(attribute.le16(20)?), len).map(Fields);
+    value.filter(|_| attribute.u8(8) == Some(0))
 }
 
-/// An attribute whose value is elsewhere, from its first cluster on.
-fn nonresident(record: Fields<'_>, kind: u32) -> Option<Fields<'_>> {
-    attributes(record)
-        .find(|a| a.le32(0) == Some(kind) && a.u8(8) == Some(1) && a.le64(16) == Some(0) && unnamed(a, kind))
-}
-
-/// Data has a name where it is a stream of its own; an index always has one.
-fn unnamed(attribute: &Fields<'_>, kind: u32) -> bool {
-    kind != DATA || attribute.u8(9) == Some(0)
+/// The records that an attribute list names for an attribute (`struct ATTR_LIST_ENTRY`).
+fn listed(list: Fields<'_>, kind: u32) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    let mut at = 0;
+    while let Some(len) = list.le16(at + 4).filter(|len| *len >= 26) {
+        if list.le32(at) == Some(kind) && list.le64(at + 8) == Some(0) {
+            numbers.extend(list.le64(at + 16).map(|reference| reference & NUMBER));
+        }
+        at += usize::from(len);
+    }
+    numbers
 }
 
 /// Clusters that lie together.
@@ -216,6 +255,9 @@ struct Run {
 /// Pairs of lengths and distances, each as long as its head says.
 fn runs(attribute: Fields<'_>) -> Vec<Run> {
     let mut runs = Vec::new();
+    if attribute.u8(8) != Some(1) {
+        return runs;
+    }
     let mut at = attribute.le16(32).map_or(0, usize::from);
     let mut cluster = 0i64;
     while let Some(head) = attribute.u8(at).filter(|head| *head != 0 && at != 0 && runs.len() < MOST_RUNS) {
@@ -233,7 +275,8 @@ fn runs(attribute: Fields<'_>) -> Vec<Run> {
 
 /// A signed number of up to eight bytes, little-endian.
 fn signed(bytes: &[u8]) -> Option<i64> {
-    let mut wide = [if bytes.last()? & 0x80 != 0 { 0xFF } else { 0 }; 8];
+    let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
+    let mut wide = [if negative { 0xFF } else { 0 }; 8];
     wide.get_mut(..bytes.len())?.copy_from_slice(bytes);
     Some(i64::from_le_bytes(wide))
 }
@@ -250,7 +293,7 @@ fn find_in_node(node: Fields<'_>, name: &str) -> Option<u64> {
             let file = Fields(entry.slice(16, key)?);
             let its_name = file.utf16(0x42, 2 * usize::from(file.u8(0x40)?));
             if its_name.is_some_and(|its| its.eq_ignore_ascii_case(name)) {
-                return Some(entry.le64(0)? & 0xFFFF_FFFF_FFFF);
+                return Some(entry.le64(0)? & NUMBER);
             }
         }
         // The last entry has no key; nor does the next begin where this one does.

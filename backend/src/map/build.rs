@@ -81,6 +81,7 @@ pub(super) fn build(
     let map = Map {
         flush_set,
         devices: devices.into_iter().collect(),
+        own: flat.own.into(),
         targets: flat.targets.into(),
         index: Index::new(&flat.starts, flat.end),
         starts: flat.starts.into(),
@@ -166,6 +167,7 @@ struct Flat {
     end: u64,
     depth: u32,
     targets: Vec<Arc<Stateful>>,
+    own: Vec<(u64, u32)>,
     // Lower maps whose targets are among `targets`, with the number of the first.
     above: HashMap<*const Map, u32>,
 }

@@ -154,6 +154,8 @@ pub struct Map {
     names: BTreeMap<DevIx, Arc<str>>,
     /// Sorted, without repetition: those of the flush set and those of stateful targets.
     devices: Box<[DevIx]>,
+    /// First sectors of its own lines that have stateful targets, and the numbers of those; ascending.
+    own: Box<[(u64, u32)]>,
     /// Stateful targets that its segments lead to, those of lower maps included.
     targets: Box<[Arc<Stateful>]>,
     /// Striped levels that a walk has to recurse through.
@@ -215,6 +217,12 @@ impl Map {
     #[inline]
     pub fn target(&self, number: u32) -> Option<&Arc<Stateful>> {
         self.targets.get(number as usize)
+    }
+
+    /// The stateful target of the line that begins at `start`, if it has one. Not one of a lower map.
+    pub fn own_target(&self, start: Sectors) -> Option<&Arc<Stateful>> {
+        let at = self.own.binary_search_by_key(&start.get(), |(start, _)| *start).ok()?;
+        self.target(self.own[at].1)
     }
 
     /// All stateful targets.

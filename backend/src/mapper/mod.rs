@@ -393,7 +393,17 @@ impl Mapper {
             Some(table) if message.sector >= table.len().get() => {
                 invalid("ioctl: Target message sector outside device.".into())
             }
-            Some(_) => invalid("ioctl: Target type does not support messages".into()),
+            Some(table) => {
+                let Some(target) = table.target_at(message.sector) else {
+                    return invalid("ioctl: Target type does not support messages".into());
+                };
+                drop(devices);
+                let args: Vec<&str> = message.args.iter().map(String::as_str).collect();
+                match target.message(&args) {
+                    Ok(text) => Ok(schema::Reply { text }),
+                    Err(why) => invalid(why),
+                }
+            }
         }
     }
 

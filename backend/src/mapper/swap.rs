@@ -94,6 +94,8 @@ impl Mapper {
             let claimed = above.iter().filter_map(|minor| devices.all.get(minor));
             // Blocked before the session is looked for: one that begins later sees it.
             claimed.clone().for_each(|device| device.disk.block(true));
+            // What is held back for no other reason than time goes on now (dm.c, `dm_table_presuspend_targets`).
+            claimed.clone().for_each(|device| device.disk.chain().map.targets().iter().for_each(|t| t.presuspend()));
             claimed.filter_map(|device| device.session()).collect()
         };
         let sessions: Vec<&Session> = sessions.iter().map(Arc::as_ref).collect();
@@ -109,6 +111,7 @@ impl Mapper {
         let devices = self.devices();
         let free = claim.minors.iter().filter(|minor| !devices.is_blocked(**minor));
         let free: Vec<_> = free.filter_map(|minor| devices.all.get(minor)).collect();
+        free.iter().for_each(|device| device.disk.chain().map.targets().iter().for_each(|target| target.resume()));
         free.iter().for_each(|device| device.disk.block(false));
         let sessions: Vec<_> = free.iter().filter_map(|device| device.session()).collect();
         drop(devices);

@@ -10,6 +10,7 @@ use crate::chain::{Chain, Components};
 use crate::control::schema::{Dep, Line};
 use crate::device::{self, Component, Kind, Registry, Slots};
 use crate::map::{DevIx, LookupError, Lower, Map};
+use crate::targets::Stateful;
 
 use super::{DmError, MAJOR};
 
@@ -230,15 +231,25 @@ impl Table {
         self.text.lines.iter().zip(params).map(|(line, params)| line_of(line, params)).collect()
     }
 
+    /// The stateful target of the line that holds a sector.
+    pub fn target_at(&self, sector: u64) -> Option<Arc<Stateful>> {
+        let holds = |line: &&dm_table::Line| (line.start.get()..line.start.get() + line.len.get()).contains(&sector);
+        self.map.own_target(self.text.lines.iter().find(holds)?.start).cloned()
+    }
+
     /// A device as the lines show it.
     fn shown(&self, dev: &DevRef, lower: &dyn Fn(u32) -> String) -> String {
-        match self.found.get(&dev.text) {
+        self.shown_text(&dev.text, lower)
+    }
+
+    fn shown_text(&self, dev: &str, lower: &dyn Fn(u32) -> String) -> String {
+        match self.found.get(dev) {
             Some(Found::Mapped(minor)) => lower(*minor),
             Some(Found::Component(_, component, path)) => match component.kind {
                 Kind::Block { major, minor } => format!("{major}:{minor}"),
                 Kind::File => path.display().to_string(),
             },
-            None => dev.text.clone(),
+            None => dev.to_owned(),
         }
     }
 
@@ -256,7 +267,11 @@ impl Table {
             }
             Target::Linear(_) | Target::Zero | Target::Error(_) => String::new(),
         };
-        self.text.lines.iter().map(|line| line_of(line, status(&line.target))).collect()
+        let status = |line: &dm_table::Line| match self.map.own_target(line.start) {
+            Some(target) => target.status(&|dev| self.shown_text(dev, lower)),
+            None => status(&line.target),
+        };
+        self.text.lines.iter().map(|line| line_of(line, status(line))).collect()
     }
 
     /// What it lies on, each once.

@@ -3,3 +3,6 @@
 
 mod golden;
 mod swap;
+mod verbs;
+
+const SECTOR: usize = 512;

@@ -252,6 +252,12 @@ fn print(context: &mut Context<'_>, device: &Device) -> Done {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::json;
+
+    use super::super::testing::Fake;
+
     #[test]
     fn features_are_counted_as_the_kernel_wants_it() {
         assert_eq!(super::features(false, None), Vec::<String>::new());
@@ -259,5 +265,90 @@ mod tests {
         assert_eq!(super::features(false, Some(&[10_000_000, 20_000_000])), ["1", "histogram:10,20"]);
         let features = super::features(false, Some(&[500, 20_000_000]));
         assert_eq!(features, ["2", "precise_timestamps", "histogram:500,20000000"]);
+    }
+
+    /// A device `vm` of 4096 sectors with a region of two areas, and the messages that it gets.
+    fn process() -> (Fake, Arc<Mutex<Vec<String>>>) {
+        let messages = Arc::new(Mutex::new(Vec::new()));
+        let seen = messages.clone();
+        let fake = Fake::new(move |method, params| {
+            let info = json!({
+                "name": "vm", "major": 0, "minor": 0, "read_only": false, "suspended": false, "live": true, "inactive": false,
+                "open_count": 1, "event_nr": 0, "targets": 1, "sectors": 4096, "deferred_remove": false
+            });
+            match method {
+                "list" => Ok(json!([info])),
+                "info" => Ok(info),
+                "table" => Ok(json!([
+                    {"start": 0, "len": 4000, "target": "zero", "params": ""},
+                    {"start": 4000, "len": 96, "target": "error", "params": ""}
+                ])),
+                "message" => {
+                    let words = params["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+                    let message = words.collect::<Vec<_>>().join(" ");
+                    seen.lock().unwrap().push(message.clone());
+                    let counters = "8 0 64 16 2 0 16 4 0 500 1000 0 0";
+                    match message.split(' ').next().unwrap() {
+                        "@stats_create" => Ok(json!({"text": "3"})),
+                        "@stats_list" => Ok(json!({"text": "3: 0+4096 2048 dmstats -\n"})),
+                        "@stats_print" | "@stats_print_clear" => {
+                            Ok(json!({"text": format!("0+2048 {counters}\n2048+2048 {counters}\n")}))
+                        }
+                        _ => Ok(json!({})),
+                    }
+                }
+                _ => Err(libc::EINVAL),
+            }
+        });
+        (fake, messages)
+    }
+
+    #[test]
+    fn regions_are_made_and_dropped_by_the_kernels_messages() {
+        let (process, messages) = process();
+        for (line, said, sent) in [
+            (
+                "create vm --areas 2",
+                "vm: Created new region with 2 area(s) as region ID 3\n",
+                "@stats_create 0+4096 /2 dmstats -",
+            ),
+            (
+                "create --alldevices --start 1m --length 8 --areasize 4 --bounds 1ms,2ms --userdata x --programid p",
+                "vm: Created new region with 2 area(s) as region ID 3\n",
+                "@stats_create 2048+8 4 1 histogram:1,2 p x",
+            ),
+            ("clear vm --regionid 3", "", "@stats_list|@stats_clear 3"),
+            ("delete vm --allregions", "", "@stats_list dmstats|@stats_delete 3"),
+            (
+                "print --allregions --clear",
+                "0+2048 8 0 64 16 2 0 16 4 0 500 1000 0 0\n2048+2048 8 0 64 16 2 0 16 4 0 500 1000 0 0\n",
+                "@stats_list|@stats_print_clear 3",
+            ),
+        ] {
+            assert_eq!(process.dmsetup(&format!("stats {line}")), (0, said.to_owned()), "{line}");
+            assert_eq!(std::mem::take(&mut *messages.lock().unwrap()).join("|"), sent, "{line}");
+        }
+        assert_eq!(process.dmsetup("stats create vm --segments").1.lines().count(), 2);
+        let sent = ["@stats_create 0+4000 /1 dmstats -", "@stats_create 4000+96 /1 dmstats -"];
+        assert_eq!(*messages.lock().unwrap(), sent);
+        let missing = (1, "No such region: 9.\nCommand failed.\n".to_owned());
+        assert_eq!(process.dmsetup("stats delete vm --regionid 9"), missing);
+    }
+
+    #[test]
+    fn regions_are_listed_and_reported() {
+        let (process, _) = process();
+        let list = "Name             GrpID RgID ObjType RgStart RgSize #Areas ArSize ProgID\n\
+                    vm                   -    3 region        0  2.00m      2  1.00m dmstats\n";
+        let (code, text) = process.dmsetup("stats list");
+        assert_eq!((code, text.replace("ProgID \n", "ProgID\n").as_str()), (0, list));
+        let (_, text) = process.dmsetup("stats list -v --noheadings -o obj_type,area_id,area_start");
+        assert_eq!(text, "area:0:0\narea:1:1.00m\nregion:0:0\n");
+        let fields = "-o obj_type,reads_per_sec,avg_request_size,await,util";
+        let (_, text) = process.dmsetup(&format!("stats report --noheadings {fields} vm"));
+        assert_eq!(text, "area:8.00:4.00k:2.00:50.00\narea:8.00:4.00k:2.00:50.00\nregion:16.00:4.00k:2.00:100.00\n");
+        let (_, text) = process.dmsetup("stats report --noheadings -o region_id -S region_id=7");
+        assert_eq!(text, "");
+        assert_eq!(process.dmsetup("stats report --units x").1, "Invalid --units argument.\nCommand failed.\n");
     }
 }
