@@ -110,11 +110,29 @@ pub(crate) fn kernel_u64(text: &str) -> Option<u64> {
     })
 }
 
+/// The kernel's `sscanf("%u%c") == 1`: digits only, modulo 2^32.
+pub(crate) fn kernel_uint(text: &str) -> Option<u32> {
+    kernel_u64(text).map(|number| number as u32)
+}
+
+/// The kernel's `sscanf("%hu%c") == 1`: digits only, modulo 2^16.
+pub(crate) fn kernel_ushort(text: &str) -> Option<u16> {
+    kernel_u64(text).map(|number| number as u16)
+}
+
 /// The kernel's `kstrtouint(text, 10)`: digits after at most one `+`, at most 2^32 − 1.
 pub(crate) fn kernel_u32(text: &str) -> Option<u32> {
+    strict(text)?.parse().ok()
+}
+
+/// The kernel's `kstrtoull(text, 10)`: digits after at most one `+`, at most 2^64 − 1.
+pub(crate) fn kernel_strict_u64(text: &str) -> Option<u64> {
+    strict(text)?.parse().ok()
+}
+
+fn strict(text: &str) -> Option<&str> {
     let digits = text.strip_prefix('+').unwrap_or(text);
-    let all_digits = digits.bytes().all(|byte| byte.is_ascii_digit());
-    if all_digits { digits.parse().ok() } else { None }
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then_some(digits)
 }
 
 /// Ranges of the words of `text` in `range`, split as the kernel splits arguments: at ASCII blanks and at a
@@ -188,6 +206,22 @@ mod tests {
             ("2x", None),
         ] {
             assert_eq!(kernel_u32(text), want, "{text:?}");
+        }
+        for (text, uint, ushort) in [
+            ("8", Some(8), Some(8)),
+            ("65537", Some(65_537), Some(1)),
+            ("4294967297", Some(1), Some(1)),
+            ("18446744073709551617", Some(1), Some(1)),
+            ("+8", None, None),
+            ("8x", None, None),
+            ("", None, None),
+        ] {
+            assert_eq!((kernel_uint(text), kernel_ushort(text)), (uint, ushort), "{text:?}");
+        }
+        for (text, want) in
+            [("+18446744073709551615", Some(u64::MAX)), ("18446744073709551616", None), ("", None), ("-1", None)]
+        {
+            assert_eq!(kernel_strict_u64(text), want, "{text:?}");
         }
     }
 

@@ -25,6 +25,7 @@ mod concise;
 mod diagnostic;
 mod lexer;
 mod line;
+mod message;
 mod names;
 mod order;
 mod params;
@@ -35,9 +36,14 @@ mod source;
 mod table;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use message::{DustMessage, LogWritesMessage, MessageError, RegionMapping, RegionMappings, SwitchMessage};
 pub use names::{mapper_name as mangle, unmangle};
 pub use order::MapperNames;
-pub use params::{DevRef, ErrorTarget, Linear, Stripe, Striped, Target, target_types};
+pub use params::{
+    CorruptByte, Delay, DelayLeg, DevRef, Dust, Ebs, ErrorTarget, Features, Flakey, Linear, LogWrites, Mirror,
+    MirrorLog, Persistence, Position, Resync, Snapshot, SnapshotMerge, SnapshotOrigin, Stripe, Striped, Switch, Target,
+    Unstriped, target_types,
+};
 pub use parse::{Format, parse};
 pub use sectors::{SECTOR_SIZE, Sectors};
 pub use source::{Source, Span};

@@ -27,6 +27,8 @@ impl MapperNames {
 /// A device's use of another: by which target, under which name, and which one it is.
 struct Use<'a> {
     target: &'a Target,
+    /// Which of the target's devices.
+    n: usize,
     dev: &'a DevRef,
     index: usize,
 }
@@ -98,7 +100,7 @@ impl TableFile {
         }
         let named = names.join(" -> ");
         // The kernel's text and errno for a device in its own table, the one loop that can be tried there.
-        let refusal = Diagnostic::error(&self.source, closes.dev.span, closes.target.lookup_failed("EINVAL"));
+        let refusal = Diagnostic::error(&self.source, closes.dev.span, closes.target.lookup_failed(closes.n, "EINVAL"));
         let refusal = refusal.found(format!("a loop of devices: {named}"));
         if count == 1 {
             refusal.expected("another device than the one whose table this is")
@@ -109,6 +111,7 @@ impl TableFile {
 }
 
 fn uses<'a>(names: &MapperNames, device: &'a crate::Device) -> Vec<Use<'a>> {
-    let refs = device.table.lines.iter().flat_map(|line| line.target.device_refs().map(|dev| (&line.target, dev)));
-    refs.filter_map(|(target, dev)| Some(Use { target, dev, index: names.get(dev)? })).collect()
+    let targets = device.table.lines.iter().map(|line| &line.target);
+    let refs = targets.flat_map(|target| target.device_refs().enumerate().map(move |(n, dev)| (target, n, dev)));
+    refs.filter_map(|(target, n, dev)| Some(Use { target, n, dev, index: names.get(dev)? })).collect()
 }

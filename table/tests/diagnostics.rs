@@ -97,13 +97,13 @@ fn type_is_too_long() {
     check(
         "0 100 abcdefghijklmnop",
         expect![[r#"
-        error: Target type name abcdefghijklmnop is too long.
-          --> disk.table:1:7
-           |
-         1 | 0 100 abcdefghijklmnop
-           |       ^^^^^^^^^^^^^^^^ found a type of 16 bytes
-           = expected: a type of at most 15 bytes: one of the target types linear, striped, zero, error
-    "#]],
+            error: Target type name abcdefghijklmnop is too long.
+              --> disk.table:1:7
+               |
+             1 | 0 100 abcdefghijklmnop
+               |       ^^^^^^^^^^^^^^^^ found a type of 16 bytes
+               = expected: a type of at most 15 bytes: one of the target types linear, striped, zero, error, delay, flakey, dust, unstriped, switch, ebs, log-writes, snapshot, snapshot-origin, snapshot-merge, mirror
+        "#]],
     );
 }
 
@@ -181,49 +181,49 @@ fn unknown_type() {
     check(
         "0 100 crypt aes-xts-plain64 - 0 /dev/vda 0\n",
         expect![[r#"
-        error: crypt: unknown target type
-          --> disk.table:1:7
-           |
-         1 | 0 100 crypt aes-xts-plain64 - 0 /dev/vda 0
-           |       ^^^^^ found "crypt"
-           = expected: one of the target types linear, striped, zero, error
-    "#]],
+            error: crypt: unknown target type
+              --> disk.table:1:7
+               |
+             1 | 0 100 crypt aes-xts-plain64 - 0 /dev/vda 0
+               |       ^^^^^ found "crypt"
+               = expected: one of the target types linear, striped, zero, error, delay, flakey, dust, unstriped, switch, ebs, log-writes, snapshot, snapshot-origin, snapshot-merge, mirror
+        "#]],
     );
     check(
         "0 10G linear /dev/vda 0\n",
         expect![[r#"
-        error: G: unknown target type
-          --> disk.table:1:5
-           |
-         1 | 0 10G linear /dev/vda 0
-           |     ^ found "G"
-           = expected: one of the target types linear, striped, zero, error
-           = help: 10G is read as the length 10 and the type G: numbers have no unit
-    "#]],
+            error: G: unknown target type
+              --> disk.table:1:5
+               |
+             1 | 0 10G linear /dev/vda 0
+               |     ^ found "G"
+               = expected: one of the target types linear, striped, zero, error, delay, flakey, dust, unstriped, switch, ebs, log-writes, snapshot, snapshot-origin, snapshot-merge, mirror
+               = help: 10G is read as the length 10 and the type G: numbers have no unit
+        "#]],
     );
     check(
         "0 100 Linear /dev/vda 0\n",
         expect![[r#"
-        error: Linear: unknown target type
-          --> disk.table:1:7
-           |
-         1 | 0 100 Linear /dev/vda 0
-           |       ^^^^^^ found "Linear"
-           = expected: one of the target types linear, striped, zero, error
-           = help: did you mean linear?
-    "#]],
+            error: Linear: unknown target type
+              --> disk.table:1:7
+               |
+             1 | 0 100 Linear /dev/vda 0
+               |       ^^^^^^ found "Linear"
+               = expected: one of the target types linear, striped, zero, error, delay, flakey, dust, unstriped, switch, ebs, log-writes, snapshot, snapshot-origin, snapshot-merge, mirror
+               = help: did you mean linear?
+        "#]],
     );
     check(
         "0 100 zero,100 100 zero\n",
         expect![[r#"
-        error: zero,100: unknown target type
-          --> disk.table:1:7
-           |
-         1 | 0 100 zero,100 100 zero
-           |       ^^^^^^^^ found "zero,100"
-           = expected: one of the target types linear, striped, zero, error
-           = help: a comma ends a line only in the concise form: name,uuid,minor,flags,table[,table]…
-    "#]],
+            error: zero,100: unknown target type
+              --> disk.table:1:7
+               |
+             1 | 0 100 zero,100 100 zero
+               |       ^^^^^^^^ found "zero,100"
+               = expected: one of the target types linear, striped, zero, error, delay, flakey, dust, unstriped, switch, ebs, log-writes, snapshot, snapshot-origin, snapshot-merge, mirror
+               = help: a comma ends a line only in the concise form: name,uuid,minor,flags,table[,table]…
+        "#]],
     );
 }
 

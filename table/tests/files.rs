@@ -125,8 +125,11 @@ fn the_table_is_printed_with_names_of_ones_own() {
     assert_eq!(table.display_with(&number).to_string(), "0 8 striped 2 4 254:0 0 254:16 8\n8 8 linear 254:0 4");
     let devices: Vec<_> = table.device_refs().map(|dev| dev.text.as_str()).collect();
     assert_eq!(devices, ["/dev/vda", "/dev/vdb", "/dev/vda"]);
-    assert_eq!(table.lines[0].target.lookup_failed("ENOENT"), "striped: Couldn't parse stripe destination (-ENOENT)");
-    assert_eq!(table.lines[1].target.lookup_failed("EBUSY"), "linear: Device lookup failed (-EBUSY)");
+    assert_eq!(
+        table.lines[0].target.lookup_failed(1, "ENOENT"),
+        "striped: Couldn't parse stripe destination (-ENOENT)"
+    );
+    assert_eq!(table.lines[1].target.lookup_failed(0, "EBUSY"), "linear: Device lookup failed (-EBUSY)");
 }
 
 #[test]

@@ -94,8 +94,21 @@ pub(super) fn build(
     Ok((map, warnings))
 }
 
+/// Whether there is something that serves targets of this type; the table language knows more.
+pub(crate) fn served(type_name: &str) -> bool {
+    matches!(type_name, "linear" | "striped" | "zero" | "error")
+}
+
+fn unknown_type(source: &Source, line: &Line) -> Diagnostic {
+    let name = line.target.type_name();
+    Diagnostic::error(source, line.type_span, format!("{name}: unknown target type")).found(format!("\"{name}\""))
+}
+
 /// The part of the constructors that dm-table leaves: finding the devices.
 fn look_up<'t>(source: &Source, line: &'t Line, resolve: Resolve<'_>) -> Result<Vec<Area<'t>>, Diagnostic> {
+    if !served(line.target.type_name()) {
+        return Err(unknown_type(source, line));
+    }
     let mut area = |dev: &'t DevRef, start: u64, start_span, len: u64, failure: &str| {
         let lower = resolve(dev).map_err(|error| refused(source, dev, failure, error))?;
         Ok(Area { dev, start, start_span, len, lower })
@@ -131,6 +144,7 @@ fn look_up<'t>(source: &Source, line: &'t Line, resolve: Resolve<'_>) -> Result<
             }
         },
         Target::Zero => Ok(Vec::new()),
+        _ => Err(unknown_type(source, line)),
     }
 }
 
@@ -199,6 +213,7 @@ impl Flat {
                 let striped = Box::new(Striped::new(striped.chunk.get(), legs));
                 self.push(source, line, Segment::Striped(striped), line.len.get())
             }
+            _ => Err(unknown_type(source, line)),
         }
     }
 

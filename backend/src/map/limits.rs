@@ -160,7 +160,6 @@ impl Stacked {
     /// What a target adds of its own (`io_hints`).
     fn hint(&mut self, target: &Target) {
         match target {
-            Target::Linear(_) => {}
             Target::Striped(striped) => {
                 self.chunk = striped.chunk.get();
                 let chunk = striped.chunk.bytes();
@@ -177,6 +176,7 @@ impl Stacked {
                 self.discard = Some(StackedDiscard { granularity: SECTOR_SIZE as u32, max_sectors: NO_DEVICE_DISCARD });
                 self.write_zeroes = true;
             }
+            _ => {}
         }
     }
 }

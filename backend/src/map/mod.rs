@@ -32,6 +32,7 @@ use std::sync::Arc;
 use dm_table::{Diagnostic, Sectors, Source, Table};
 
 use crate::device;
+pub(crate) use build::served;
 use index::Index;
 pub use limits::{Stacked, StackedDiscard};
 pub use overlap::{Shared, shared};

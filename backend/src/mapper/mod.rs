@@ -473,7 +473,7 @@ impl Mapper {
             "error" => [1, 7, 0],
             _ => [1, 0, 0],
         };
-        let types = dm_table::target_types();
+        let types = dm_table::target_types().filter(|name| crate::map::served(name));
         types.map(|name| schema::TargetType { name: name.to_owned(), version: version(name) }).collect()
     }
 

@@ -265,7 +265,7 @@ impl Table {
                 let health = striped.stripes.iter().map(|stripe| if failed(&stripe.dev) { 'D' } else { 'A' });
                 format!("{} {}1 {}", striped.stripes.len(), names.collect::<String>(), health.collect::<String>())
             }
-            Target::Linear(_) | Target::Zero | Target::Error(_) => String::new(),
+            _ => String::new(),
         };
         let status = |line: &dm_table::Line| match self.map.own_target(line.start) {
             Some(target) => target.status(&|dev| self.shown_text(dev, lower)),
@@ -390,9 +390,10 @@ pub(super) fn components<'t>(map: &Map, tables: impl Iterator<Item = &'t Table>)
 /// A refusal of a table, as the kernel gives it.
 pub(super) fn refused(minor: u32, diagnostic: &Diagnostic) -> DmError {
     let mut reason = diagnostic.reason().to_owned();
-    // The kernel says the errno behind what a target's constructor gives as its reason.
+    // The kernel says the errno behind what a target's constructor gives as its reason; some of these end with a
+    // parenthesis of their own.
     let of_target = reason.split_once(": ").is_some_and(|(target, rest)| {
-        dm_table::target_types().any(|known| known == target) && !rest.ends_with(')') && rest != "unknown target type"
+        dm_table::target_types().any(|known| known == target) && !rest.contains(" (-E") && rest != "unknown target type"
     });
     if of_target {
         reason.push_str(" (-EINVAL)");

@@ -1,9 +1,9 @@
 //! The words after a target's type, and what can be wrong with them.
 
 use std::fmt::Display;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
-use super::DevRef;
+use super::{DevRef, Position};
 use crate::lexer::{self, Text};
 use crate::{Sectors, Span};
 
@@ -65,6 +65,35 @@ impl<'a> Args<'a> {
         }
     }
 
+    /// The `n`th word as a device's name, and the next as the start sector on it.
+    pub(crate) fn position(&self, n: usize, reason: impl Display) -> Result<Position, Fault> {
+        Ok(Position { start: self.offset(n + 1, reason)?, dev: self.device(n), start_span: self.span(n + 1) })
+    }
+
+    /// The `n`th word as a number within a range: the kernel's `dm_read_arg`, which takes a number modulo 2^32.
+    pub(crate) fn number(&self, n: usize, range: RangeInclusive<u32>, reason: impl Display) -> Result<u32, Fault> {
+        match lexer::kernel_uint(self.word(n)) {
+            Some(number) if range.contains(&number) => Ok(number),
+            _ => Err(self.fault(n, reason).expected(match (*range.start(), *range.end()) {
+                (0, u32::MAX) => "a decimal number, without sign, unit or 0x".to_owned(),
+                (least, most) => format!("a decimal number from {least} to {most}"),
+            })),
+        }
+    }
+
+    /// The `n`th word as the number of words that follow it: the kernel's `dm_read_arg_group`. There may be more.
+    pub(crate) fn group(&self, n: usize, most: u32, reason: impl Display) -> Result<usize, Fault> {
+        let reason = reason.to_string();
+        let count = self.number(n, 0..=most, &reason)?;
+        let there = self.count().saturating_sub(n + 1);
+        match usize::try_from(count) {
+            Ok(count) if count <= there => Ok(count),
+            _ => Err(self
+                .fault(n, reason)
+                .expected(format!("the number of feature arguments that follow: {}", there.min(most as usize)))),
+        }
+    }
+
     /// The `n`th word as a count: `kstrtouint`, and not 0.
     pub(crate) fn count_from_one(&self, n: usize, reason: impl Display) -> Result<u32, Fault> {
         match lexer::kernel_u32(self.word(n)) {
@@ -78,7 +107,10 @@ impl<'a> Args<'a> {
         Fault {
             reason: reason.to_string(),
             span: self.span(n),
-            found: format!("\"{}\"", self.word(n)),
+            found: match self.words.get(n) {
+                Some(word) => format!("\"{word}\""),
+                None => "the end of the line".to_owned(),
+            },
             expected: None,
             help: Vec::new(),
         }
@@ -96,6 +128,16 @@ impl<'a> Args<'a> {
             span.end = self.end.end;
         }
         Fault { reason: reason.to_string(), span, found, expected: None, help: Vec::new() }
+    }
+}
+
+/// The powers of two next to a number, for people.
+pub(crate) fn nearest_powers_of_two(number: u64) -> String {
+    let above = number.checked_next_power_of_two();
+    match (number, above) {
+        (0, _) => "the smallest is 1".to_owned(),
+        (_, Some(above)) => format!("the nearest are {} and {above}", above >> 1),
+        (_, None) => format!("the nearest is {}", 1u64 << 63),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Names of devices.
 
-use crate::Span;
+use crate::{Sectors, Span};
 
 /// A device as the table names it: a path, `MAJOR:MINOR`, or `/dev/mapper/NAME` for another device of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +9,17 @@ pub struct DevRef {
     pub text: String,
     /// Where it stands.
     pub span: Span,
+}
+
+/// A device and the first sector of it that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The device.
+    pub dev: DevRef,
+    /// The first sector on the device.
+    pub start: Sectors,
+    /// Where the start sector stands in the text.
+    pub start_span: Span,
 }
 
 impl DevRef {

@@ -4,19 +4,37 @@
 //! module and its public types here, and add its line to the list in `targets!`.
 
 mod args;
+mod delay;
 mod device;
+mod dust;
+mod ebs;
 mod error;
+mod flakey;
 mod linear;
+mod log_writes;
+mod mirror;
+mod snapshot;
 mod striped;
+mod switch;
+mod unstriped;
 mod zero;
 
 use std::fmt;
 
 pub(crate) use args::{Args, Fault};
-pub use device::DevRef;
+pub use delay::{Delay, DelayLeg};
+pub use device::{DevRef, Position};
+pub use dust::Dust;
+pub use ebs::Ebs;
 pub use error::ErrorTarget;
+pub use flakey::{CorruptByte, Features, Flakey};
 pub use linear::Linear;
+pub use log_writes::LogWrites;
+pub use mirror::{Mirror, MirrorLog, Resync};
+pub use snapshot::{Persistence, Snapshot, SnapshotMerge, SnapshotOrigin};
 pub use striped::{Stripe, Striped};
+pub use switch::Switch;
+pub use unstriped::Unstriped;
 
 /// How a device is written when a table is printed.
 pub(crate) type DeviceName<'a> = dyn Fn(&DevRef) -> String + 'a;
@@ -38,8 +56,20 @@ pub(crate) trait Params {
     /// The `n`th device that the arguments name, counted from 0.
     fn device(&self, n: usize) -> Option<&DevRef>;
 
+    /// What the kernel says where the `n`th device cannot be had.
+    fn lookup_failure(&self, _n: usize) -> LookupFailure {
+        LookupFailure { text: Self::LOOKUP_FAILED, errno: None }
+    }
+
     /// The arguments as `dmsetup table` prints them, separated by one blank.
     fn print(&self, f: &mut fmt::Formatter<'_>, name: &DeviceName<'_>) -> fmt::Result;
+}
+
+/// What a constructor says where a device cannot be had.
+pub(crate) struct LookupFailure {
+    pub(crate) text: &'static str,
+    /// The errno, where it is the same whatever the reason is.
+    pub(crate) errno: Option<&'static str>,
 }
 
 /// A type of targets.
@@ -74,8 +104,11 @@ macro_rules! targets {
                 match self { $( Target::$variant { .. } => <$params as Params>::TYPE, )* }
             }
 
-            fn lookup_text(&self) -> &'static str {
-                match self { $( Target::$variant { .. } => <$params as Params>::LOOKUP_FAILED, )* }
+            fn lookup_failure(&self, n: usize) -> LookupFailure {
+                match self {
+                    $( targets!(@pack $variant, _held $(, $held)?) =>
+                        targets!(@held $params, _held $(, $held)?).lookup_failure(n), )*
+                }
             }
 
             fn device(&self, n: usize) -> Option<&DevRef> {
@@ -108,6 +141,28 @@ targets! {
     Zero: zero::Zero,
     /// Fails every read and write.
     Error(ErrorTarget): error::ErrorTarget,
+    /// Holds requests back for a time.
+    Delay(Delay): delay::Delay,
+    /// Works for a time, fails for a time.
+    Flakey(Flakey): flakey::Flakey,
+    /// Has bad blocks.
+    Dust(Dust): dust::Dust,
+    /// One stripe out of a device that holds several.
+    Unstriped(Unstriped): unstriped::Unstriped,
+    /// Regions of which each lies on one of several devices.
+    Switch(Switch): switch::Switch,
+    /// Shows a device of large blocks as one of small blocks.
+    Ebs(Ebs): ebs::Ebs,
+    /// Logs what is written.
+    LogWrites(LogWrites): log_writes::LogWrites,
+    /// A device as it was, with what is written kept elsewhere.
+    Snapshot(Snapshot): snapshot::Snapshot,
+    /// A device that has snapshots.
+    SnapshotOrigin(SnapshotOrigin): snapshot::SnapshotOrigin,
+    /// A snapshot on its way back into its origin.
+    SnapshotMerge(SnapshotMerge): snapshot::SnapshotMerge,
+    /// The same data on several devices.
+    Mirror(Mirror): mirror::Mirror,
 }
 
 impl Target {
@@ -116,10 +171,12 @@ impl Target {
         (0..).map_while(|n| self.device(n))
     }
 
-    /// The kernel's text for a device that cannot be had: `linear: Device lookup failed (-ENOENT)`.
-    /// `errno` is a symbolic name without a sign, as `ENOENT`.
-    pub fn lookup_failed(&self, errno: &str) -> String {
-        format!("{}: {} (-{errno})", self.type_name(), self.lookup_text())
+    /// The kernel's text where the `n`th of the [devices](Target::device_refs) cannot be had:
+    /// `linear: Device lookup failed (-ENOENT)`. `errno` is a symbolic name without a sign, as `ENOENT`; some
+    /// targets have the same for every reason.
+    pub fn lookup_failed(&self, n: usize, errno: &str) -> String {
+        let LookupFailure { text, errno: always } = self.lookup_failure(n);
+        format!("{}: {text} (-{})", self.type_name(), always.unwrap_or(errno))
     }
 }
 

@@ -68,6 +68,52 @@ pub struct Command {
     pub kernel: Vec<String>,
 }
 
+/// One `dmsetup message` of a transcript.
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    /// The table before it: the last one that was loaded, or printed.
+    pub table: String,
+    /// The message: sector and words.
+    pub args: String,
+    /// What was printed before the exit status, stderr and stdout.
+    pub output: Vec<String>,
+    /// Whether dmsetup exited with 0.
+    pub accepted: bool,
+    /// Lines of the kernel log.
+    pub kernel: Vec<String>,
+}
+
+/// All messages of a transcript, in order.
+pub fn messages(text: &str) -> Vec<Message> {
+    let mut messages: Vec<Message> = Vec::new();
+    let (mut table, mut open, mut exited) = (String::new(), false, true);
+    for line in text.lines() {
+        let args = line.strip_prefix("--- msg: ").or_else(|| line.strip_prefix("$ dmsetup message x "));
+        if let Some(args) = args {
+            messages.push(Message { table: table.clone(), args: args.to_owned(), ..Message::default() });
+            (open, exited) = (true, false);
+        } else if let Some((_, text)) = line.strip_prefix("--- [").and_then(|rest| rest.split_once("] table: ")) {
+            table = text.trim_end_matches('|').to_owned();
+            open = false;
+        } else if line.starts_with("=== ") {
+            table.clear();
+            open = false;
+        } else if line.starts_with("$ ") || line.starts_with("---") {
+            open = false;
+        } else if let (true, Some(message)) = (open, messages.last_mut()) {
+            if let Some(log) = line.strip_prefix("K: device-mapper: ") {
+                message.kernel.push(log.to_owned());
+            } else if let (false, Some(code)) = (exited, line.strip_prefix("rc=")) {
+                message.accepted = code == "0";
+                exited = true;
+            } else if !exited {
+                message.output.push(line.to_owned());
+            }
+        }
+    }
+    messages
+}
+
 /// Types of targets that the kernel of the transcript had, from the list at its head.
 pub fn kernel_types(text: &str) -> Vec<&str> {
     let words = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
