@@ -5,7 +5,7 @@ use std::ops::{Range, RangeInclusive};
 
 use super::{DevRef, Position};
 use crate::lexer::{self, Text};
-use crate::{Sectors, Span};
+use crate::{SECTOR_SIZE, Sectors, Span};
 
 /// What is expected where a target has a start sector on a device.
 const OFFSET: &str = "a decimal number of sectors, without sign, unit or 0x";
@@ -55,13 +55,7 @@ impl<'a> Args<'a> {
     pub(crate) fn offset(&self, n: usize, reason: impl Display) -> Result<Sectors, Fault> {
         match lexer::kernel_u64(self.word(n)) {
             Some(sector) => Ok(Sectors::new(sector)),
-            None => {
-                let fault = self.fault(n, reason).expected(OFFSET);
-                Err(match meant(self.word(n)) {
-                    Some(sectors) => fault.help(format!("{} is {sectors} sectors of 512 bytes", self.word(n))),
-                    None => fault,
-                })
-            }
+            None => Err(self.sectors_fault(n, reason).expected(OFFSET)),
         }
     }
 
@@ -84,7 +78,9 @@ impl<'a> Args<'a> {
     /// The `n`th word as the number of words that follow it: the kernel's `dm_read_arg_group`. There may be more.
     pub(crate) fn group(&self, n: usize, most: u32, reason: impl Display) -> Result<usize, Fault> {
         let reason = reason.to_string();
-        let count = self.number(n, 0..=most, &reason)?;
+        let count = self.number(n, 0..=most, &reason).map_err(|fault| {
+            fault.expected(format!("the number of feature arguments that follow, from 0 to {most}"))
+        })?;
         let there = self.count().saturating_sub(n + 1);
         match usize::try_from(count) {
             Ok(count) if count <= there => Ok(count),
@@ -100,6 +96,20 @@ impl<'a> Args<'a> {
             Some(count) if count > 0 => Ok(count),
             _ => Err(self.fault(n, reason).expected("a decimal number from 1 to 4294967295")),
         }
+    }
+
+    /// The `n`th word is wrong as a number of sectors that is not 64 bits wide.
+    pub(crate) fn sectors_fault(&self, n: usize, reason: impl Display) -> Fault {
+        let fault = self.fault(n, reason);
+        match meant(self.word(n)) {
+            Some(sectors) => fault.help(format!("{} is {sectors} sectors of 512 bytes", self.word(n))),
+            None => fault,
+        }
+    }
+
+    /// The bytes that the `n`th word may mean, which is no number.
+    pub(crate) fn meant_bytes(&self, n: usize) -> Option<u64> {
+        meant(self.word(n)).map(|sectors| sectors.saturating_mul(SECTOR_SIZE))
     }
 
     /// The `n`th word is wrong.

@@ -52,7 +52,11 @@ impl Params for Dust {
         let expected = format!("a power of 2 from 512 to {} bytes", Sectors::new(most).bytes());
         let fault = |reason| args.fault(2, reason).expected(&expected);
         let bytes = match lexer::kernel_u32(args.word(2)) {
-            None | Some(0) => return Err(fault(DustError::BlockSize)),
+            None | Some(0) => {
+                let fault = fault(DustError::BlockSize);
+                let meant = args.meant_bytes(2).map(|bytes| format!("{} is {bytes} bytes", args.word(2)));
+                return Err(meant.into_iter().fold(fault, Fault::help));
+            }
             Some(..512) => return Err(fault(DustError::BlockTooSmall)),
             Some(bytes) if !bytes.is_power_of_two() => {
                 let nearest = args::nearest_powers_of_two(bytes.into());

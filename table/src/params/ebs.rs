@@ -95,6 +95,6 @@ fn block(args: &Args<'_>, n: usize, most: u16, reason: EbsError) -> Result<Secto
         Some(sectors @ 1..) if sectors < most => {
             Err(args.fault(n, reason).expected(expected).help(args::nearest_powers_of_two(sectors.into())))
         }
-        _ => Err(args.fault(n, reason).expected(expected)),
+        _ => Err(args.sectors_fault(n, reason).expected(expected)),
     }
 }

@@ -217,18 +217,22 @@ impl<'a, 'b> FeatureWords<'a, 'b> {
     }
 
     fn read_one(&mut self, n: usize, features: &mut Features) -> Result<(), Fault> {
-        let fault = |reason| Err(self.args.fault(n, reason));
+        let twice = |feature| Err(self.args.fault(n, FlakeyError::Duplicated(feature)).expected("each feature once"));
+        let both = |one, other| {
+            let fault = self.args.fault(n, FlakeyError::Conflicts(one, other));
+            Err(fault.expected("writes that are dropped, or writes that fail"))
+        };
         match self.args.word(n).to_ascii_lowercase().as_str() {
-            "error_reads" if features.error_reads => return fault(FlakeyError::Duplicated("error_reads")),
+            "error_reads" if features.error_reads => return twice("error_reads"),
             "error_reads" => features.error_reads = true,
-            "drop_writes" if features.drop_writes => return fault(FlakeyError::Duplicated("drop_writes")),
+            "drop_writes" if features.drop_writes => return twice("drop_writes"),
             "drop_writes" if features.error_writes => {
-                return fault(FlakeyError::Conflicts("drop_writes", "error_writes"));
+                return both("drop_writes", "error_writes");
             }
             "drop_writes" => features.drop_writes = true,
-            "error_writes" if features.error_writes => return fault(FlakeyError::Duplicated("error_writes")),
+            "error_writes" if features.error_writes => return twice("error_writes"),
             "error_writes" if features.drop_writes => {
-                return fault(FlakeyError::Conflicts("error_writes", "drop_writes"));
+                return both("error_writes", "drop_writes");
             }
             "error_writes" => features.error_writes = true,
             "corrupt_bio_byte" => features.corrupt = Some(self.read_corrupt(n)?),

@@ -150,9 +150,8 @@ fn log(args: &Args<'_>) -> Result<(MirrorLog, usize), Fault> {
     if args.count() < 2 {
         return Err(args.wrong_count(2, MirrorError::FewLogArguments));
     }
-    let refused = |n: usize, why: &str| {
-        args.fault(n, MirrorError::Log).help(format!("the kernel log says: dirty region log: {why}"))
-    };
+    let said = |why: &str| format!("the kernel log says: dirty region log: {why}");
+    let refused = |n: usize, why: &str| args.fault(n, MirrorError::Log).help(said(why));
     let Some(count) = lexer::kernel_uint(args.word(1)) else {
         return Err(args.fault(1, MirrorError::LogCount).expected("the number of log arguments that follow"));
     };
@@ -191,9 +190,10 @@ fn log(args: &Args<'_>) -> Result<(MirrorLog, usize), Fault> {
         }
     };
     let region = region(args, at).map_err(|nearest| {
-        let refusal = refused(at, &format!("invalid region size {}", args.word(at)))
+        let refusal = args
+            .sectors_fault(at, MirrorError::Log)
             .expected(format!("a power of 2 from 2 to {}, the line's length", args.len));
-        nearest.into_iter().fold(refusal, Fault::help)
+        nearest.into_iter().fold(refusal, Fault::help).help(said(&format!("invalid region size {}", args.word(at))))
     })?;
     let dev = (devices > 0).then(|| args.device(2));
     Ok((MirrorLog { dev, region, region_span: args.span(at), resync }, 2 + words))

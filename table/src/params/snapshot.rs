@@ -208,7 +208,7 @@ fn persistence(args: &Args<'_>) -> Result<Persistence, Fault> {
 
 fn chunk(args: &Args<'_>) -> Result<Sectors, Fault> {
     let fault = || {
-        args.fault(3, SnapshotError::Store)
+        args.sectors_fault(3, SnapshotError::Store)
             .expected(format!("a power of 2 of at most {MAX_CHUNK} sectors, or with P 0 for what the store has"))
     };
     match lexer::kernel_u32(args.word(3)) {
