@@ -9,6 +9,7 @@ use dm_table::{DevRef, Diagnostic, Line, Source, Span, Table, Target};
 use crate::targets::Stateful;
 
 use super::index::Index;
+use super::stateful;
 use super::stripe::{Leg, Striped};
 use super::{DevIx, LookupError, Lower, MAX_SEGMENTS, MAX_STRIPED_DEPTH, Map, Segment, Stacked, limits, overlap};
 
@@ -59,6 +60,7 @@ pub(super) fn build(
     table: &Table,
     read_only: bool,
     resolve: Resolve<'_>,
+    previous: Option<&Map>,
 ) -> Result<(Map, Vec<Diagnostic>), Diagnostic> {
     let mut resolved = Vec::with_capacity(table.lines.len());
     for line in &table.lines {
@@ -67,7 +69,7 @@ pub(super) fn build(
     }
     let mut warnings = Vec::new();
     let stacked = limits::calculate(source, &resolved, &mut warnings)?;
-    let mut flat = Flat::default();
+    let mut flat = Flat { previous, ..Flat::default() };
     for line in &resolved {
         flat.add(source, line)?;
     }
@@ -96,7 +98,7 @@ pub(super) fn build(
 
 /// Whether there is something that serves targets of this type; the table language knows more.
 pub(crate) fn served(type_name: &str) -> bool {
-    matches!(type_name, "linear" | "striped" | "zero" | "error")
+    matches!(type_name, "linear" | "striped" | "zero" | "error" | "delay" | "flakey" | "dust")
 }
 
 fn unknown_type(source: &Source, line: &Line) -> Diagnostic {
@@ -144,7 +146,11 @@ fn look_up<'t>(source: &Source, line: &'t Line, resolve: Resolve<'_>) -> Result<
             }
         },
         Target::Zero => Ok(Vec::new()),
-        _ => Err(unknown_type(source, line)),
+        other => {
+            let positions = stateful::positions(other).into_iter();
+            let failure = format!("{}: Device lookup failed", other.type_name());
+            positions.map(|at| area(at.dev, at.start.get(), at.start_span, line.len.get(), &failure)).collect()
+        }
     }
 }
 
@@ -175,7 +181,9 @@ fn refused(source: &Source, dev: &DevRef, failure: &str, error: LookupError) -> 
 
 /// The map's arrays while they grow.
 #[derive(Default)]
-struct Flat {
+struct Flat<'p> {
+    // The map of the same table that this one replaces.
+    previous: Option<&'p Map>,
     starts: Vec<u64>,
     segments: Vec<Segment>,
     end: u64,
@@ -186,7 +194,7 @@ struct Flat {
     above: HashMap<*const Map, u32>,
 }
 
-impl Flat {
+impl Flat<'_> {
     /// The number that a lower map's first target has here.
     fn first_target(&mut self, map: &Arc<Map>) -> u32 {
         let next = self.targets.len() as u32;
@@ -205,6 +213,7 @@ impl Flat {
             // One stripe deals its chunks out in order: nothing is striped about it.
             (Target::Linear(_) | Target::Striped(_), [area]) => self.add_linear(source, line, area),
             (Target::Linear(_), _) => self.push(source, line, Segment::Error, line.len.get()),
+            (target, areas) if stateful::is_one(target) => self.add_stateful(source, line, areas),
             (Target::Striped(striped), areas) => {
                 let mut legs = Vec::with_capacity(areas.len());
                 for area in areas {
@@ -245,6 +254,19 @@ impl Flat {
         }
     }
 
+    fn add_stateful(&mut self, source: &Source, line: &Line, areas: &[Area<'_>]) -> Result<(), Diagnostic> {
+        let legs: Vec<Leg> = areas.iter().map(own_leg).collect();
+        let target = match self.previous.and_then(|map| map.own_target(line.start)) {
+            // It keeps what it remembers.
+            Some(target) => target.again(legs),
+            None => stateful::make(source, line, areas, legs)?,
+        };
+        let number = self.targets.len() as u32;
+        self.targets.push(Arc::new(target));
+        self.own.push((line.start.get(), number));
+        self.push(source, line, Segment::Target { target: number, skip: 0 }, line.len.get())
+    }
+
     fn leg(&mut self, source: &Source, area: &Area<'_>) -> Result<Leg, Diagnostic> {
         let start = area.start;
         match &area.lower {
@@ -276,6 +298,14 @@ impl Flat {
         self.segments.push(segment);
         self.end = self.end.saturating_add(len);
         Ok(())
+    }
+}
+
+/// What a stateful target lies on. The targets of a lower map are its to reach, not this map's.
+fn own_leg(area: &Area<'_>) -> Leg {
+    match &area.lower {
+        Lower::Device { ix, .. } => Leg::Device { dev: *ix, start: area.start },
+        Lower::Map(map) => Leg::Map { map: Arc::clone(map), start: area.start },
     }
 }
 

@@ -21,6 +21,7 @@ mod index;
 mod limits;
 mod overlap;
 mod place;
+mod stateful;
 mod stripe;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use index::Index;
 pub use limits::{Stacked, StackedDiscard};
 pub use overlap::{Shared, shared};
 pub use place::Place;
+pub use stateful::{Position, positions};
 pub use stripe::Leg;
 use stripe::Striped;
 
@@ -180,7 +182,21 @@ impl Map {
         read_only: bool,
         resolve: &mut dyn FnMut(&dm_table::DevRef) -> Result<Lower, LookupError>,
     ) -> Result<(Map, Vec<Diagnostic>), Diagnostic> {
-        build::build(source, table, read_only, resolve)
+        build::build(source, table, read_only, resolve, None)
+    }
+
+    /// The same in place of `previous`, which was built of the same table: its stateful targets keep what they remember.
+    ///
+    /// # Errors
+    /// As [`Map::build`].
+    pub fn rebuild(
+        source: &Source,
+        table: &Table,
+        read_only: bool,
+        resolve: &mut dyn FnMut(&dm_table::DevRef) -> Result<Lower, LookupError>,
+        previous: &Map,
+    ) -> Result<(Map, Vec<Diagnostic>), Diagnostic> {
+        build::build(source, table, read_only, resolve, Some(previous))
     }
 
     /// The same map, at least so many sectors long: what lies beyond its end fails. For a map that others lie on and that

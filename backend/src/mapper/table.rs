@@ -123,7 +123,7 @@ impl Table {
                 (lower, _) => Ok(lower),
             }
         };
-        let (map, _) = Map::build(&self.origin, &self.text, self.read_only, &mut resolve)?;
+        let (map, _) = Map::rebuild(&self.origin, &self.text, self.read_only, &mut resolve, &self.map)?;
         Ok(Table {
             origin: self.origin.clone(),
             text: self.text.clone(),
@@ -149,7 +149,10 @@ impl Table {
                 let on = striped.stripes.iter().filter(|stripe| stripe.dev.text == dev.text);
                 on.map(|stripe| stripe.start.get() + len).collect()
             }
-            _ => Vec::new(),
+            other => {
+                let on = crate::map::positions(other).into_iter().filter(|position| position.dev.text == dev.text);
+                on.map(|position| position.start.get() + line.len.get()).collect()
+            }
         });
         Sectors::new(ends.max().unwrap_or(0))
     }

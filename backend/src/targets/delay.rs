@@ -1,5 +1,6 @@
 //! `delay`: holds requests back (dm-delay.c).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{Cx, Io, Target};
@@ -7,6 +8,7 @@ use crate::map::{DevIx, Leg};
 use crate::worker::ops::Action;
 
 /// A class of requests: where they go, and after which time in milliseconds.
+#[derive(Clone, Debug)]
 pub struct Class {
     /// What they go to.
     pub leg: Leg,
@@ -18,6 +20,11 @@ pub struct Class {
 pub struct Delay {
     // Reads, writes (discards too), flushes.
     classes: [Class; 3],
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
     held: [AtomicU64; 3],
     // Nothing is held back: the device is being suspended, or is.
     released: AtomicBool,
@@ -26,20 +33,20 @@ pub struct Delay {
 impl Delay {
     /// With classes for reads, writes and flushes.
     pub fn new(classes: [Class; 3]) -> Delay {
-        Delay { classes, held: Default::default(), released: AtomicBool::new(false) }
+        Delay { classes, state: Arc::default() }
     }
 
     async fn hold(&self, cx: &Cx, class: usize) {
         let due = cx.now() + u64::from(self.classes[class].ms) * 1_000_000;
-        let over = || cx.now() >= due || self.released.load(Ordering::Acquire);
+        let over = || cx.now() >= due || self.state.released.load(Ordering::Acquire);
         if over() {
             return;
         }
-        self.held[class].fetch_add(1, Ordering::Relaxed);
+        self.state.held[class].fetch_add(1, Ordering::Relaxed);
         while !over() {
             cx.nap(due).await;
         }
-        self.held[class].fetch_sub(1, Ordering::Relaxed);
+        self.state.held[class].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -59,16 +66,24 @@ impl Target for Delay {
     }
 
     fn status(&self, _: &dyn Fn(&str) -> String) -> String {
-        let [reads, writes, flushes] = [0, 1, 2].map(|class: usize| self.held[class].load(Ordering::Relaxed));
+        let [reads, writes, flushes] = [0, 1, 2].map(|class: usize| self.state.held[class].load(Ordering::Relaxed));
         format!("{reads} {writes} {flushes}")
     }
 
     fn presuspend(&self) {
-        self.released.store(true, Ordering::Release);
+        self.state.released.store(true, Ordering::Release);
     }
 
     fn resume(&self) {
-        self.released.store(false, Ordering::Release);
+        self.state.released.store(false, Ordering::Release);
+    }
+
+    fn again(&self, legs: Vec<Leg>) -> Delay {
+        let mut classes = self.classes.clone();
+        for (class, leg) in classes.iter_mut().zip(legs) {
+            class.leg = leg;
+        }
+        Delay { classes, state: self.state.clone() }
     }
 
     fn devices(&self) -> Vec<DevIx> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Cx, Io, Refused, Target};
 use crate::guest::HostSlice;
@@ -21,6 +21,11 @@ pub struct Dust {
     size: u64,
     // Sectors of a block; a power of two.
     block: u64,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
     // Bad blocks, and how many writes to each fail before one repairs it.
     bad: Mutex<BTreeMap<u64, u8>>,
     enabled: AtomicBool,
@@ -31,12 +36,11 @@ impl Dust {
     /// On `leg`, which begins at sector `start` of a device of `size` sectors that is called `device` in the table; with
     /// blocks of so many sectors, a power of two.
     pub fn new(leg: Leg, device: String, (start, size): (u64, u64), block: u64) -> Dust {
-        let (bad, enabled, quiet) = Default::default();
-        Dust { leg, device, start, size, block, bad, enabled, quiet }
+        Dust { leg, device, start, size, block, state: Arc::default() }
     }
 
     fn bad(&self) -> MutexGuard<'_, BTreeMap<u64, u8>> {
-        self.bad.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.bad.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether any block of a range is bad.
@@ -54,7 +58,7 @@ impl Dust {
             (false, _) => true,
             (true, 0) => {
                 bad.remove(&block);
-                if !self.quiet.load(Ordering::Relaxed) {
+                if !self.state.quiet.load(Ordering::Relaxed) {
                     log::info!("dust: block {block} removed from badblocklist by write");
                 }
                 false
@@ -103,7 +107,7 @@ fn part(data: &[HostSlice], skip: u64, len: u64) -> Vec<HostSlice> {
 
 impl Target for Dust {
     async fn run(&self, cx: &Cx, io: Io) -> Result<(), i32> {
-        if io.action == Action::Flush || !self.enabled.load(Ordering::Acquire) || !self.touches(io.at, io.len) {
+        if io.action == Action::Flush || !self.state.enabled.load(Ordering::Acquire) || !self.touches(io.at, io.len) {
             return cx.io(&self.leg, io.action, io.at, io.len, io.data).await;
         }
         let write = io.action != Action::Read;
@@ -125,8 +129,8 @@ impl Target for Dust {
     }
 
     fn status(&self, name: &dyn Fn(&str) -> String) -> String {
-        let mode = if self.enabled.load(Ordering::Relaxed) { "fail_read_on_bad_block" } else { "bypass" };
-        let words = if self.quiet.load(Ordering::Relaxed) { "quiet" } else { "verbose" };
+        let mode = if self.state.enabled.load(Ordering::Relaxed) { "fail_read_on_bad_block" } else { "bypass" };
+        let words = if self.state.quiet.load(Ordering::Relaxed) { "quiet" } else { "verbose" };
         format!("{} {mode} {words}", name(&self.device))
     }
 
@@ -167,15 +171,20 @@ impl Target for Dust {
                 Ok(None)
             }
             ("enable" | "disable", 1) => {
-                self.enabled.store(verb == "enable", Ordering::Release);
+                self.state.enabled.store(verb == "enable", Ordering::Release);
                 Ok(None)
             }
             ("quiet", 1) => {
-                self.quiet.fetch_not(Ordering::Relaxed);
+                self.state.quiet.fetch_not(Ordering::Relaxed);
                 Ok(None)
             }
             _ => wrong(),
         }
+    }
+
+    fn again(&self, legs: Vec<Leg>) -> Dust {
+        let leg = legs.into_iter().next().unwrap_or_else(|| self.leg.clone());
+        Dust { leg, device: self.device.clone(), state: self.state.clone(), ..*self }
     }
 
     fn devices(&self) -> Vec<DevIx> {

@@ -1,6 +1,6 @@
 //! `flakey`: works for a time, fails for a time, and again (dm-flakey.c).
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
 
@@ -54,7 +54,7 @@ pub struct Flakey {
     // On the engine's clock.
     born: u64,
     // Every byte there is, to take the place of others.
-    bytes: Buffer,
+    bytes: Arc<Buffer>,
     rng: Mutex<Rng>,
 }
 
@@ -64,7 +64,7 @@ impl Flakey {
     /// # Errors
     /// No memory.
     pub fn new(leg: Leg, (up, down): (u32, u32), features: Features, born: u64) -> std::io::Result<Flakey> {
-        let bytes = Buffer::new(256)?;
+        let bytes = Arc::new(Buffer::new(256)?);
         let all: Vec<u8> = (0..=255).collect();
         bytes.slice().write(&all);
         let (up, down, rng) = (up.into(), down.into(), Mutex::new(Rng::new()));
@@ -121,7 +121,7 @@ impl Target for Flakey {
             if let Some((byte, value)) = corrupted {
                 let mut cursor = Cursor::new(&read);
                 cursor.skip(byte);
-                cursor.take(1, |slice| drop(slice.write(&[value])));
+                cursor.take(1, |slice| slice.set_first(value));
             }
             return Ok(());
         }
@@ -141,6 +141,11 @@ impl Target for Flakey {
 
     fn status(&self, _: &dyn Fn(&str) -> String) -> String {
         String::new()
+    }
+
+    fn again(&self, legs: Vec<Leg>) -> Flakey {
+        let leg = legs.into_iter().next().unwrap_or_else(|| self.leg.clone());
+        Flakey { leg, bytes: self.bytes.clone(), rng: Mutex::new(Rng::new()), ..*self }
     }
 
     fn devices(&self) -> Vec<DevIx> {

@@ -9,12 +9,12 @@ mod dust;
 mod flakey;
 
 pub use cx::Cx;
-pub use delay::Delay;
+pub use delay::{Class, Delay};
 pub use dust::Dust;
-pub use flakey::Flakey;
+pub use flakey::{Corrupt, Features, Flakey};
 
 use crate::guest::HostSlice;
-use crate::map::DevIx;
+use crate::map::{DevIx, Leg};
 use crate::worker::ops::Action;
 
 /// What is asked of a target.
@@ -76,6 +76,11 @@ macro_rules! stateful {
                 match self { $( Stateful::$name(target) => target.resume(), )* }
             }
 
+            /// The same target, with what it remembers, over other ranges: a device that it lies on has another table.
+            pub fn again(&self, legs: Vec<Leg>) -> Stateful {
+                match self { $( Stateful::$name(target) => Stateful::$name(target.again(legs)), )* }
+            }
+
             /// Component devices that it reads or writes.
             pub fn devices(&self) -> Vec<DevIx> {
                 match self { $( Stateful::$name(target) => target.devices(), )* }
@@ -102,5 +107,7 @@ trait Target {
     }
     fn presuspend(&self) {}
     fn resume(&self) {}
+    /// `legs` are as many as it has.
+    fn again(&self, legs: Vec<Leg>) -> Self;
     fn devices(&self) -> Vec<DevIx>;
 }

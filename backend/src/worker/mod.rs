@@ -11,7 +11,7 @@ pub mod queue;
 pub mod returns;
 #[cfg(test)]
 mod simulation;
-mod tasks;
+pub mod tasks;
 
 use std::fs::File;
 use std::io;
@@ -266,6 +266,8 @@ impl<E: Engine> Core<E> {
         }
         if stateful {
             self.drive();
+            // What a task has ended without a device.
+            self.queues.iter_mut().flatten().for_each(|place| place.queue.publish());
         }
         if let Some((pace, time)) = self.woken.take()
             && busy

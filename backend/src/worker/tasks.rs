@@ -23,30 +23,36 @@ pub(crate) enum Parent {
 }
 
 /// See the module's text.
-pub(crate) struct Tasks {
+pub struct Tasks {
     local: Local,
     run: Box<dyn Run>,
 }
 
+impl Default for Tasks {
+    fn default() -> Tasks {
+        Tasks::new(Local::default())
+    }
+}
+
 impl Tasks {
-    pub fn new(local: Local) -> Tasks {
+    pub(crate) fn new(local: Local) -> Tasks {
         let future = |cx: Cx, target: Arc<Stateful>, io: Io| async move { target.run(&cx, io).await };
         Tasks { local, run: Box::new(Slots { future, places: Vec::new(), free: Vec::new() }) }
     }
 
     /// A list of slices, empty.
-    pub fn slices(&mut self) -> Vec<HostSlice> {
+    pub(crate) fn slices(&mut self) -> Vec<HostSlice> {
         self.local.0.borrow_mut().slices()
     }
 
     /// A task for a queue's request, or for another task.
-    pub fn spawn(&mut self, queue: u32, parent: Parent, target: Arc<Stateful>, io: Io) {
+    pub(crate) fn spawn(&mut self, queue: u32, parent: Parent, target: Arc<Stateful>, io: Io) {
         let task = self.run.spawn(&self.local, queue, parent, target, io);
         self.local.0.borrow_mut().ready.push(task);
     }
 
     /// Runs those that have something to do, until all wait. The ends of requests go to `ended`, with their errno.
-    pub fn run(&mut self, ended: &mut Vec<(Owner, i32)>) {
+    pub(crate) fn run(&mut self, ended: &mut Vec<(Owner, i32)>) {
         loop {
             let Some(task) = self.local.0.borrow_mut().ready.pop() else { return };
             match self.run.poll(task) {
@@ -58,12 +64,12 @@ impl Tasks {
     }
 
     /// Which queue a task works for.
-    pub fn queue(&self, task: u32) -> Option<u32> {
+    pub(crate) fn queue(&self, task: u32) -> Option<u32> {
         self.run.queue(task)
     }
 
     /// Has all of them look whether they still have to wait.
-    pub fn wake_all(&mut self) {
+    pub(crate) fn wake_all(&mut self) {
         let all = self.run.all();
         self.local.0.borrow_mut().ready.extend(all);
     }

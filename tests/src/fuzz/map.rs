@@ -183,6 +183,8 @@ impl Stack {
                 striped.stripes.iter().all(|stripe| within(&stripe.dev, stripe.start.get(), len))
             }
             Target::Zero | Target::Error(_) => true,
+            // Where the sectors of a stateful target are is for the target to say.
+            _ => false,
         })
     }
 
@@ -193,13 +195,13 @@ impl Stack {
         let off = sector - line.start.get();
         match &line.target {
             Target::Zero => Place::Zero,
-            Target::Error(_) => Place::Error,
             Target::Linear(linear) => self.below(&linear.dev, linear.start.get() + off),
             Target::Striped(striped) => {
                 let (chunk, stripes) = (striped.chunk.get(), striped.stripes.len() as u64);
                 let stripe = &striped.stripes[(off / chunk % stripes) as usize];
                 self.below(&stripe.dev, stripe.start.get() + off / (chunk * stripes) * chunk + off % chunk)
             }
+            _ => Place::Error,
         }
     }
 
@@ -277,6 +279,6 @@ fn places(step: Step, len: Sectors) -> impl Iterator<Item = Place> {
     (0..len.get()).map(move |i| match step {
         Step::Device { dev, at } => Place::Disk(usize::from(dev.0), at.get() + i),
         Step::Zero => Place::Zero,
-        Step::Error => Place::Error,
+        Step::Error | Step::Target { .. } => Place::Error,
     })
 }

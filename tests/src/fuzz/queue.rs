@@ -18,6 +18,7 @@ use vhost_user_dm::sim::{Nature, Sim, Temper};
 use vhost_user_dm::stats::{Clock, Lane};
 use vhost_user_dm::worker::ops::Ops;
 use vhost_user_dm::worker::queue::{Queue, Setup};
+use vhost_user_dm::worker::tasks::Tasks;
 
 use super::guest::{Expected, Hostile, Marks};
 
@@ -159,6 +160,10 @@ impl Checked<'_> {
 }
 
 impl Engine for Checked<'_> {
+    fn now(&self) -> u64 {
+        Engine::now(&self.sim)
+    }
+
     fn add_file(&mut self, file: BorrowedFd<'_>) -> std::io::Result<FileIx> {
         self.sim.add_file(file)
     }
@@ -191,6 +196,7 @@ struct Run<'h> {
     engine: Checked<'h>,
     ops: Ops,
     clock: Clock,
+    tasks: Tasks,
     queue: Queue,
     events: Vec<Event>,
     // Used index at the start.
@@ -242,7 +248,7 @@ impl<'h> Run<'h> {
         };
         let mut ops = Ops::new().expect("bounce buffers");
         let queue = Queue::new(0, setup, &mut ops, &mut engine).expect("files that the engine knows");
-        Run { hostile, engine, ops, clock: Clock::default(), queue, events: Vec::new(), used }
+        Run { hostile, engine, ops, clock: Clock::default(), tasks: Tasks::default(), queue, events: Vec::new(), used }
     }
 
     fn run(mut self) {
@@ -251,7 +257,7 @@ impl<'h> Run<'h> {
         let offered = self.hostile.half(avail + 2).wrapping_sub(base);
         let mut heads = Vec::new();
         if offered > size {
-            assert!(!self.queue.take(&mut self.ops, &mut self.engine, &mut self.clock));
+            assert!(!self.queue.take(&mut self.ops, &mut self.tasks, &mut self.engine, &mut self.clock));
             assert_eq!(self.queue.next_avail(), base, "nothing is taken from a broken ring");
         } else {
             for n in 0..offered.min(HEADS) {
@@ -285,7 +291,7 @@ impl<'h> Run<'h> {
         }
         self.hostile.put(at.avail + 2, &next.wrapping_add(1).to_le_bytes());
         for _ in 0..PATIENCE {
-            self.queue.take(&mut self.ops, &mut self.engine, &mut self.clock);
+            self.queue.take(&mut self.ops, &mut self.tasks, &mut self.engine, &mut self.clock);
             if self.hostile.seed >> (n % 8) & 1 == 0 {
                 self.turn(Wait::No);
             }

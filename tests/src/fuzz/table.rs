@@ -105,6 +105,8 @@ fn bare(table: &Table) -> Table {
             }
             Target::Zero => {}
             Target::Error(error) => error.dev = None,
+            // What the others print is compared; the crate's own tests compare what they mean.
+            other => *other = Target::Zero,
         }
     }
     table
