@@ -4,7 +4,7 @@
 //! it reads: sizes and offsets on the medium are numbers that somebody else wrote. [`findings`] tells what speaks against
 //! giving pieces to a guest.
 
-mod bytes;
+pub(crate) mod bytes;
 mod fat;
 mod findings;
 mod labels;
@@ -163,8 +163,9 @@ type Probe = fn(&Medium<'_>) -> io::Result<Option<Contents>>;
 
 /// In this order: what wraps other contents, and what has a magic of its own, before what resembles much (FAT) and what is
 /// at the beginning of file systems too (a master boot record).
-const PROBES: [Probe; 13] = [
+const PROBES: [Probe; 14] = [
     linux::luks,
+    lvm,
     linux::md,
     linux::swap,
     linux::xfs,
@@ -178,6 +179,20 @@ const PROBES: [Probe; 13] = [
     labels::disklabel,
     labels::mbr,
 ];
+
+/// A physical volume. One with a damaged label is none.
+fn lvm(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
+    let header = match crate::lvm::label::header(medium.bytes, medium.size) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+        header => header?,
+    };
+    let as_contents = |header: crate::lvm::label::Header| Contents {
+        size: Some(header.size),
+        uuid: Some(header.uuid),
+        ..Contents::of(Kind::Lvm)
+    };
+    Ok(header.map(as_contents))
+}
 
 /// Bytes at the beginning that hold one of all the marks that are looked for there.
 const MARKED: u64 = 68 << 10;
