@@ -385,6 +385,10 @@ impl Mapper {
             self.devices().get_mut(minor)?.deferred_remove = false;
             return Ok(schema::Reply::default());
         }
+        let disk = &devices.get(minor)?.disk;
+        if let Some(done) = disk.stats.message(&message.args, disk.chain().len().get()) {
+            return done.map(|text| schema::Reply { text });
+        }
         if first.starts_with('@') {
             return invalid(format!("ioctl: Unsupported message sent to DM core: {first}"));
         }
@@ -485,8 +489,23 @@ impl Mapper {
     ///
     /// # Errors
     /// No such device (ENXIO).
-    pub fn stats(&self, _query: &schema::StatsQuery) -> Verb<Vec<crate::stats::Snapshot>> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn stats(&self, query: &schema::StatsQuery) -> Verb<Vec<crate::stats::Snapshot>> {
+        let disks: Vec<(String, u32, Arc<Disk>)> = {
+            let devices = self.devices();
+            let minors = match &query.which {
+                Some(which) => vec![devices.find(which)?],
+                None => devices.all.keys().copied().collect(),
+            };
+            let told = |minor: u32| {
+                Some((devices.get(minor).ok()?.name.clone(), minor, devices.get(minor).ok()?.disk.clone()))
+            };
+            minors.into_iter().filter_map(told).collect()
+        };
+        // Without the lock: it may take a while.
+        let told = |(name, minor, disk): &(String, u32, Arc<Disk>)| {
+            disk.stats.snapshot(name, *minor, &disk.chain(), query.segments)
+        };
+        Ok(disks.iter().map(told).collect())
     }
 }
 

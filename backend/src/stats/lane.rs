@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use bytemuck::allocation::zeroed_slice_box;
 
-use super::Meter;
 use super::histogram::{Histogram, add};
+use super::{Meter, Regions};
 use crate::chain::Chain;
 use crate::map::{DevIx, Map};
 
@@ -151,6 +151,7 @@ impl Segments {
 #[derive(Debug)]
 pub struct Lane {
     pub(super) requests: Arc<Requests>,
+    pub(crate) regions: Arc<Regions>,
     pub(super) segments: Segments,
     // By index; of those that the map leads to.
     pub(super) components: Box<[Option<Box<Component>>]>,
@@ -159,7 +160,7 @@ pub struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(requests: Arc<Requests>, chain: &Chain) -> Lane {
+    pub(super) fn new(requests: Arc<Requests>, regions: Arc<Regions>, chain: &Chain) -> Lane {
         let mut components = Vec::new();
         for (ix, _) in chain.components.iter() {
             let at = usize::from(ix.0);
@@ -168,6 +169,7 @@ impl Lane {
         }
         Lane {
             requests,
+            regions,
             segments: Segments::new(chain.map.segments()),
             components: components.into(),
             map: Arc::downgrade(&chain.map),
@@ -176,7 +178,7 @@ impl Lane {
 
     /// One that no device reads.
     pub fn detached(chain: &Chain) -> Arc<Lane> {
-        Arc::new(Lane::new(Arc::default(), chain))
+        Arc::new(Lane::new(Arc::default(), Arc::default(), chain))
     }
 
     /// Whether segments and components are those of a chain.

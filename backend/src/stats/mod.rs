@@ -9,10 +9,14 @@ mod disk;
 mod histogram;
 mod lane;
 mod meter;
+mod region;
+mod regions;
 mod snapshot;
 
 pub use clock::{Clock, now};
 pub use disk::Disk;
 pub use lane::{Kind, Lane};
 pub use meter::Meter;
+pub use regions::Regions;
+pub(crate) use regions::Watch;
 pub use snapshot::{Component, Counters, Device, KINDS, Latency, Segment, Snapshot, Worker};

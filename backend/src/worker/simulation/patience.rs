@@ -10,9 +10,9 @@ use vm_memory::{Bytes as _, GuestAddress};
 use super::traffic::SERIAL;
 use super::world::World;
 use super::{Core, Ground, Ops, Poll, Setup};
-use crate::stats::Lane;
 use crate::guest::SplitRing;
 use crate::sim::{Sim, Temper};
+use crate::stats::Lane;
 
 const SIZE: u16 = 8;
 const AVAIL: u64 = 0x800;
