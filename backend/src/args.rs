@@ -67,6 +67,8 @@ pub enum Command {
         #[command(flatten)]
         log: Log,
     },
+    /// Make one disk with a partition table out of partitions and files, as a table to serve
+    Assemble(Box<crate::assemble::Assemble>),
     /// Change or show the devices of a running process, with dmsetup's verbs; see `dmsetup --help`
     #[command(disable_help_flag = true)]
     Dmsetup {

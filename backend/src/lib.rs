@@ -8,6 +8,7 @@
 
 pub mod activation;
 pub mod args;
+pub mod assemble;
 pub mod chain;
 pub mod check;
 pub mod control;

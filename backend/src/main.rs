@@ -32,6 +32,10 @@ fn main() -> ExitCode {
             init_log(log);
             run_check(table, open)
         }
+        Some(Command::Assemble(args)) => {
+            let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+            vhost_user_dm::assemble::run(args, &words)
+        }
         Some(Command::Dmsetup { args }) => return vhost_user_dm::dmsetup::main(args.iter().cloned()),
         Some(Command::Top { control, interval, once, names }) => {
             top::top(control.control_path.as_deref(), *interval, *once, names.clone()).map_err(said)
