@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use bytes::Medium;
 pub use bytes::{Bytes, Window};
-pub use findings::{Finding, Piece, Severity, findings, force};
+pub use findings::{Finding, IDS, Inside, Piece, Severity, findings, force};
 
 /// What the beginning of a piece says that it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
