@@ -216,7 +216,8 @@ impl Found {
             at,
             write: self.spec.attributes.read_only.is_none(),
             room: None,
-            contents: Some(data.contents.clone()),
+            inside: inspect::Inside::Known(data.contents.clone()),
+            number: None,
         })
     }
 }
