@@ -39,6 +39,15 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub control_path: Option<PathBuf>,
 
+    /// File that is kept up to date with what the disks are doing, as OpenMetrics text: for node_exporter's textfile
+    /// collector, for example
+    #[arg(long, value_name = "FILE")]
+    pub metrics_path: Option<PathBuf>,
+
+    /// Seconds between two of its texts
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = interval, requires = "metrics_path")]
+    pub metrics_interval: Duration,
+
     /// Print {"type":"block",...} for management tools, and exit
     #[arg(long)]
     pub print_capabilities: bool,

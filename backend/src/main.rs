@@ -18,7 +18,7 @@ use vhost_user_dm::mapper::state::StateDir;
 use vhost_user_dm::mapper::{Mapper, Settings};
 use vhost_user_dm::place::{self, PlaceError};
 use vhost_user_dm::worker::pool::{Cpus, Pool};
-use vhost_user_dm::{activation, check, control, top, uring};
+use vhost_user_dm::{activation, check, control, stats, top, uring};
 
 fn main() -> ExitCode {
     // Conventions for vhost-user back ends: this option wins over everything else on the line.
@@ -138,6 +138,9 @@ fn serve(args: &Args) -> Result<(), String> {
     mapper.serve_all(places).map_err(|e| format!("vhost-user-dm: {e}"))?;
     let control = args.control_path.as_deref().map(|path| control::Server::start(mapper.clone(), path));
     let _control = control.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
+    let metrics = args.metrics_path.as_deref();
+    let metrics = metrics.map(|path| stats::Writer::start(mapper.clone(), path, args.metrics_interval));
+    let _metrics = metrics.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
     daemon::run(&mapper, &signals);
     Ok(())
 }

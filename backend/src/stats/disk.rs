@@ -12,12 +12,15 @@ use crate::device::Access;
 use crate::map::{DevIx, Place};
 use crate::mapper::DmError;
 
+/// A queue, and what it has last served, if anything.
+type Queue = (Arc<Requests>, Option<Arc<Lane>>);
+
 /// One for each mapped device, for as long as there is the device: what its guest has asked for outlasts queues, front ends
 /// and tables.
 #[derive(Debug, Default)]
 pub struct Disk {
-    // By queue; each with its lane, if it has been served.
-    queues: Mutex<Vec<(Arc<Requests>, Option<Arc<Lane>>)>>,
+    // By index.
+    queues: Mutex<Vec<Queue>>,
     regions: Arc<Regions>,
 }
 
@@ -27,7 +30,7 @@ impl Disk {
         Disk::default()
     }
 
-    fn queues(&self) -> MutexGuard<'_, Vec<(Arc<Requests>, Option<Arc<Lane>>)>> {
+    fn queues(&self) -> MutexGuard<'_, Vec<Queue>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
