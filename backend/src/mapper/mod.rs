@@ -45,6 +45,8 @@ const NAME_LEN: usize = 127;
 const UUID_LEN: usize = 128;
 /// Time between two looks at whether a caller who waits for a device is still there.
 const LOOK: Duration = Duration::from_millis(100);
+/// So many looks later the caller is told what it waits for.
+const TELL: u32 = 10;
 
 /// Who waits for a verb that may take long.
 pub trait Caller {
@@ -147,7 +149,7 @@ impl Mapper {
         more: impl Fn(&Devices, u32) -> Vec<u32>,
     ) -> Verb<(u32, Claim<'_>)> {
         let mut devices = self.devices();
-        loop {
+        for look in 1_u32.. {
             let minor = devices.find(which)?;
             let minors = more(&devices, minor);
             let busy = |minor: &u32| devices.all.get(minor).is_some_and(|device| device.busy);
@@ -161,7 +163,13 @@ impl Mapper {
             if caller.gone() {
                 return Err(DmError::new(libc::EINTR));
             }
+            if look.is_multiple_of(TELL) {
+                let name = devices.get(minor).map(|device| device.name.clone()).unwrap_or_default();
+                let what = format!("{name}: waiting for another verb, which has this device or one that it lies on");
+                caller.tell(&schema::Waiting { what, ..schema::Waiting::default() });
+            }
         }
+        Err(DmError::new(libc::EINTR))
     }
 
     fn claim_one(&self, which: &Which, caller: &dyn Caller) -> Verb<(u32, Claim<'_>)> {

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod golden;
+mod hang;
 mod swap;
 mod verbs;
 
