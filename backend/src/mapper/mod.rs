@@ -331,7 +331,8 @@ impl Mapper {
             .build(minor, (source, text), load.read_only, directory)
             .map_err(|diagnostic| table::refused(minor, &diagnostic).kernel("ioctl: error adding target to table"))?;
         table.force = load.force;
-        let warnings = std::mem::take(&mut table.warnings);
+        let mut warnings = std::mem::take(&mut table.warnings);
+        warnings.extend(self.shared(Some((minor, &table))));
         let mut devices = self.devices();
         for lower in table.lowers() {
             // One that was removed meanwhile.
