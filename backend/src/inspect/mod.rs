@@ -4,7 +4,9 @@
 //! it reads: sizes and offsets on the medium are numbers that somebody else wrote. [`findings`] tells what speaks against
 //! giving pieces to a guest.
 
+mod assembled;
 pub(crate) mod bytes;
+pub mod export;
 mod fat;
 mod findings;
 mod labels;
@@ -17,6 +19,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use assembled::Assembled;
 use bytes::Medium;
 pub use bytes::{Bytes, Window};
 pub use findings::{Finding, IDS, Inside, Piece, Severity, findings, force};
