@@ -45,8 +45,8 @@ impl Theme {
         self.paint(Color::Cyan).add_modifier(Modifier::BOLD)
     }
 
-    pub fn heading(self) -> Style {
-        self.paint(Color::DarkGray).add_modifier(Modifier::BOLD)
+    pub fn heading() -> Style {
+        Style::new().add_modifier(Modifier::BOLD)
     }
 
     pub fn faint(self) -> Style {
@@ -57,7 +57,7 @@ impl Theme {
         self.paint(Color::Red).add_modifier(Modifier::BOLD)
     }
 
-    pub fn selected(self) -> Style {
+    pub fn selected() -> Style {
         Style::new().add_modifier(Modifier::REVERSED)
     }
 }
@@ -130,11 +130,11 @@ pub(super) fn table(
         if columns[index].right { blank + &text } else { text + &blank }
     };
     for (index, x, width) in &places {
-        put(buf, area, (x + 1, 0), *width, &aligned(columns[*index].title, *index, *width), theme.heading());
+        put(buf, area, (x + 1, 0), *width, &aligned(columns[*index].title, *index, *width), Theme::heading());
     }
     for (number, row) in (1..area.height).zip(rows) {
         let chosen = selected == Some(usize::from(number) - 1);
-        let base = if chosen { theme.selected() } else { Style::new() };
+        let base = if chosen { Theme::selected() } else { Style::new() };
         if chosen {
             put(buf, area, (0, number), area.width, &" ".repeat(usize::from(area.width)), base);
             put(buf, area, (0, number), 1, ">", base);

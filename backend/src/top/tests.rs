@@ -133,7 +133,11 @@ fn numbers_stay_while_nobody_answers() {
     let mut state = typical_state();
     state.problem = Some("the control socket /run/dm.sock: the process hung up".into());
     let shown = picture(&state, 80, 24);
-    assert!(shown.contains(">disk") && shown.ends_with("the process hung up; trying again\n"), "{shown}");
+    assert!(
+        shown.contains(">disk")
+            && shown.ends_with("\n trying again: the control socket /run/dm.sock: the process hung up\n"),
+        "{shown}"
+    );
     state.take(Answer { devices: vec![typical(4)], detail: None, missing: vec!["disc".into()] });
     let shown = picture(&state, 80, 24);
     assert!(shown.ends_with(" no such device: disc\n"), "{shown}");
