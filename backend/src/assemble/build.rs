@@ -82,15 +82,20 @@ fn block(pieces: &[Found], wanted: &Wanted, notes: &mut Vec<String>) -> Result<u
         )),
         _ => {
             if block > have {
-                notes.push(format!(
-                    "the partition table is for blocks of {block} bytes, and no piece has such: a disk that is served has \
-                     the blocks of its pieces. Make the header one: losetup --find --show --sector-size {block} NAME.head, \
-                     and name that device in the table in place of NAME.head"
-                ));
+                notes.push(blocks_note(block.into()));
             }
             Ok(block)
         }
     }
+}
+
+/// What is missing for a table of such blocks.
+pub fn blocks_note(block: u64) -> String {
+    format!(
+        "the partition table is for blocks of {block} bytes, and no piece has such: a disk that is served has the blocks of \
+         its pieces. Make the header one: losetup --find --show --sector-size {block} NAME.head, and name that device in the \
+         table in place of NAME.head"
+    )
 }
 
 /// The signature of the one disk with an MBR that the pieces come from.
@@ -192,14 +197,15 @@ fn check(layout: &Layout, pieces: &[Found], wanted: &Wanted) -> Result<(), Diagn
                     .found(placed.part.guid.to_string())
                     .help("give one of them another one: guid=GUID"));
             }
-        } else if wanted.scheme == Scheme::Mbr && placed.part.active {
-            if let Some(other) = active.replace(name) {
-                let span = piece.place_of(|a| a.bootable.as_ref().map(|bootable| bootable.span));
-                return Err(piece
-                    .spec
-                    .refuse_at(span, format!("{other} is bootable already"))
-                    .expected("one at most in an MBR"));
-            }
+        } else if wanted.scheme == Scheme::Mbr
+            && placed.part.active
+            && let Some(other) = active.replace(name)
+        {
+            let span = piece.place_of(|a| a.bootable.as_ref().map(|bootable| bootable.span));
+            return Err(piece
+                .spec
+                .refuse_at(span, format!("{other} is bootable already"))
+                .expected("one at most in an MBR"));
         }
     }
     Ok(())

@@ -80,11 +80,6 @@ impl Origin {
         Ok(Origin { path, bytes, block, file, rdev })
     }
 
-    /// Whether it is a block device.
-    pub fn is_block(&self) -> bool {
-        self.rdev.is_some()
-    }
-
     /// What a range of it contains.
     ///
     /// # Errors
@@ -165,9 +160,20 @@ impl Origin {
         })
     }
 
-    /// Attributes of an entry of a GPT, whose checksums have been looked at.
+    /// Bytes of the blocks that a GPT is made of, whose checksums have been looked at.
+    pub fn gpt_block(&self) -> u64 {
+        if self.u64_at(512) == Some(u64::from_le_bytes(*b"EFI PART")) { 512 } else { 4096 }
+    }
+
+    /// The last sector that the partitions of a GPT may have.
+    pub fn last_usable(&self) -> Option<u64> {
+        let block = self.gpt_block();
+        self.u64_at(block + 48)?.checked_add(1)?.checked_mul(block / SECTOR_SIZE)?.checked_sub(1)
+    }
+
+    /// Attributes of an entry of a GPT.
     fn bits(&self, number: u32) -> Option<u64> {
-        let block = if self.u64_at(512)? == u64::from_le_bytes(*b"EFI PART") { 512 } else { 4096 };
+        let block = self.gpt_block();
         let entries = self.u64_at(block + 72)?.checked_mul(block)?;
         let size = u64::from(u32::try_from(self.u64_at(block + 84)? & 0xFFFF_FFFF).ok()?);
         self.u64_at(entries.checked_add(size * u64::from(number.checked_sub(1)?))?.checked_add(48)?)

@@ -186,7 +186,7 @@ fn numbers(items: &[Item], primary: usize) -> Result<Vec<u32>, Misfit> {
             None => Ok((1..=3).chain(5..).take(parts().count()).collect()),
         };
     }
-    let mut taken = vec![false; GPT_ENTRIES + 1];
+    let mut taken = [false; GPT_ENTRIES + 1];
     for part in parts() {
         let Some(number) = part.number else { continue };
         match taken.get_mut(number as usize).filter(|_| number as usize <= primary) {

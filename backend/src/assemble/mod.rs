@@ -6,7 +6,9 @@
 //! [`product`] the text of the dm table.
 
 mod build;
+mod discover;
 mod files;
+mod from;
 mod host;
 mod label;
 mod layout;
@@ -17,8 +19,8 @@ mod sparse;
 mod spec;
 mod types;
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, ValueEnum};
 use uuid::Uuid;
@@ -37,8 +39,29 @@ pub struct Assemble {
     /// Pieces in their order: NAME=PATH or NAME=PATH@START+LENGTH with ,type=TYPE ,guid=GUID ,label=TEXT ,number=N
     /// ,bootable ,ro behind; zero=SIZE is a partition of zeroes, gap=SIZE space between partitions. Sizes are sectors of 512
     /// bytes, or have KiB, MiB, GiB or TiB behind. A backslash takes what \= \@ \, and \\ mean to this command from them
-    #[arg(value_name = "PIECE", required = true)]
+    #[arg(value_name = "PIECE", required_unless_present_any = ["from", "image_dir"])]
     pub pieces: Vec<String>,
+
+    /// Instead of pieces: the same disk as this one or this image, with a copy of its partition table
+    #[arg(long, value_name = "DISK", conflicts_with_all = ["pieces", "label", "size", "sector_size", "disk_guid", "signature", "boot_code"])]
+    pub from: Option<PathBuf>,
+
+    /// Partitions of DISK that the guest gets, by number: 1,3 (default: all)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "from")]
+    pub only: Option<Vec<u32>>,
+
+    /// A file that takes the place of a partition of DISK
+    #[arg(long, value_name = "N=PATH", value_parser = replacement, requires = "from")]
+    pub replace: Vec<(u32, PathBuf)>,
+
+    /// Pieces from the names of the files in DIR, before those that are given: esp.img, root.img or root-arm64.img, usr, home,
+    /// swap, root-verity, ... with root.roothash. Implies --reproducible
+    #[arg(long, visible_alias = "discover", value_name = "DIR", conflicts_with = "from")]
+    pub image_dir: Option<PathBuf>,
+
+    /// What the partitions of DISK that are not named become
+    #[arg(long, value_enum, default_value_t = from::Rest::Error, requires = "from")]
+    pub rest: from::Rest,
 
     /// Kind of the partition table
     #[arg(long, value_enum, default_value_t = Label::Gpt)]
@@ -74,7 +97,7 @@ pub struct Assemble {
     pub reproducible: bool,
 
     /// Go on in spite of a finding; once for each
-    #[arg(long, value_name = "FINDING")]
+    #[arg(long, value_name = "FINDING", value_parser = finding)]
     pub force: Vec<String>,
 
     /// Show what would be made, and write nothing
@@ -99,6 +122,25 @@ fn block(text: &str) -> Result<u32, String> {
     }
 }
 
+/// What can be forced beside what is found in the pieces.
+const OWN_IDS: [&str; 2] = ["overwrite", "changed"];
+
+fn finding(text: &str) -> Result<String, String> {
+    let mut known = inspect::IDS.iter().chain(&OWN_IDS);
+    match known.any(|id| *id == text) {
+        true => Ok(text.to_owned()),
+        false => Err("no finding has this name; they stand in brackets before each".into()),
+    }
+}
+
+fn replacement(text: &str) -> Result<(u32, PathBuf), String> {
+    let halves = text.split_once('=').and_then(|(number, path)| Some((number.parse().ok()?, path)));
+    match halves {
+        Some((number, path)) if !path.is_empty() => Ok((number, path.into())),
+        _ => Err("the partition's number, = and a path".into()),
+    }
+}
+
 fn guid(text: &str) -> Result<Uuid, String> {
     spec::guid(text).ok_or_else(|| "32 hexadecimal digits as 8-4-4-4-12, not all 0".into())
 }
@@ -116,7 +158,10 @@ fn signature(text: &str) -> Result<u32, String> {
 /// What is said to the user.
 pub fn run(args: &Assemble, words: &[String]) -> Result<(), String> {
     let files = Files::beside(&args.output).map_err(|e| format!("vhost-user-dm: {e}"))?;
-    let product = of_pieces(args)?;
+    let product = match &args.from {
+        Some(path) => of_disk(path, args)?,
+        None => of_pieces(args)?,
+    };
     let command = command(words);
     let table = product.table(&files, &command);
     let mut outputs = vec![Output { path: &files.head, bytes: &product.head }];
@@ -147,8 +192,19 @@ pub fn run(args: &Assemble, words: &[String]) -> Result<(), String> {
     Ok(())
 }
 
+fn of_disk(path: &Path, args: &Assemble) -> Result<Product, String> {
+    let mut replace = BTreeMap::new();
+    for (number, file) in &args.replace {
+        if replace.insert(*number, file.clone()).is_some() {
+            return Err(format!("vhost-user-dm: --replace={number}=...: this partition is replaced twice"));
+        }
+    }
+    let only = args.only.as_ref().map(|only| only.iter().copied().collect());
+    from::build(&from::Wanted { path, only, replace, rest: args.rest })
+}
+
 fn of_pieces(args: &Assemble) -> Result<Product, String> {
-    let mut specs = Vec::with_capacity(args.pieces.len());
+    let mut specs = args.image_dir.as_deref().map(discover::specs).transpose()?.unwrap_or_default();
     for (index, text) in args.pieces.iter().enumerate() {
         specs.push(Spec::parse(format!("piece {}", index + 1), text).map_err(|diagnostic| diagnostic.to_string())?);
     }
@@ -162,7 +218,7 @@ fn of_pieces(args: &Assemble) -> Result<Product, String> {
         size: args.size,
         guid: args.disk_guid,
         signature: args.signature,
-        reproducible: args.reproducible,
+        reproducible: args.reproducible || args.image_dir.is_some(),
         boot: boot_code(args, scheme)?,
     };
     build::build(specs, &wanted)
@@ -227,9 +283,9 @@ fn report(product: &Product) -> String {
 }
 
 /// What to do with what was made.
-fn next(files: &Files, outputs: &[Output<'_>], given: &std::path::Path) -> String {
+fn next(files: &Files, outputs: &[Output<'_>], given: &Path) -> String {
     let names: Vec<String> = outputs.iter().map(|output| output.path.display().to_string()).collect();
-    let quoted = |path: &std::path::Path| shlex::try_quote(&path.to_string_lossy()).unwrap_or_default().into_owned();
+    let quoted = |path: &Path| shlex::try_quote(&path.to_string_lossy()).unwrap_or_default().into_owned();
     let socket = files.table.with_extension("sock");
     format!(
         "\nwrote {}\n\n# serve it, then boot it\n\

@@ -154,21 +154,6 @@ impl Product {
         }
     }
 
-    /// Sectors.
-    pub fn len(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.len).sum()
-    }
-
-    /// Whether it has no sector.
-    pub fn is_empty(&self) -> bool {
-        self.segments.is_empty()
-    }
-
-    /// Whether there is a part that the guest may only read.
-    pub fn frozen(&self) -> bool {
-        self.segments.iter().any(|segment| matches!(segment.from, From::Linear { frozen: true, .. }))
-    }
-
     /// The table, made by `command`.
     pub fn table(&self, files: &Files, command: &str) -> String {
         let mut lines = vec![format!("{MARK}: {}", self.what), format!("# {command}")];
