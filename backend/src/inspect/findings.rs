@@ -26,7 +26,7 @@ pub const IDS: [&str; 11] = [
 ];
 
 /// Pieces whose contents are looked at; the rest of a very long table is not.
-const MOST_LOOKS: usize = 1024;
+pub(super) const MOST_LOOKS: usize = 1024;
 
 /// Findings of one kind; the rest is left out.
 const MOST_OVERLAPS: usize = 8;

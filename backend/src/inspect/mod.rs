@@ -6,12 +6,18 @@
 
 mod assembled;
 pub(crate) mod bytes;
+pub mod commands;
 pub mod export;
 mod fat;
 mod findings;
 mod labels;
+mod layout;
 mod linux;
 mod ntfs;
+mod show;
+mod snippets;
+mod svg;
+mod verdict;
 
 use std::fs::File;
 use std::io;
@@ -23,6 +29,8 @@ pub use assembled::Assembled;
 use bytes::Medium;
 pub use bytes::{Bytes, Window};
 pub use findings::{Finding, IDS, Inside, Piece, Severity, findings, force};
+pub use layout::{Layout, Part};
+pub use verdict::{Judging, Verdict, judge};
 
 /// What the beginning of a piece says that it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
