@@ -9,6 +9,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::device;
 use crate::frontend::config::Offer;
+use crate::inspect::Judging;
+use crate::inspect::commands::{Export, Show};
 use crate::worker::pool::{Cpus, Pool};
 
 /// Serve a device-mapper table as a vhost-user-blk disk.
@@ -72,10 +74,17 @@ pub enum Command {
         /// As when serving.
         #[command(flatten)]
         open: Open,
+        /// How it is judged.
+        #[command(flatten)]
+        judging: Judging,
         /// As when serving.
         #[command(flatten)]
         log: Log,
     },
+    /// Draw the disk that a table makes: its segments and what they contain; or print how to start a VM with it
+    Show(Show),
+    /// Read a disk without a VM: into a sparse file, or for a digest of its bytes
+    Export(Export),
     /// Make one disk with a partition table out of partitions and files, as a table to serve
     Assemble(Box<crate::assemble::Assemble>),
     /// Change or show the devices of a running process, with dmsetup's verbs; see `dmsetup --help`
