@@ -117,8 +117,11 @@ pub enum Command {
         /// As the control socket gives it
         #[arg(long)]
         json: bool,
+        /// As OpenMetrics text, for Prometheus and the like
+        #[arg(long, conflicts_with = "json")]
+        openmetrics: bool,
         /// Of each segment, too
-        #[arg(long)]
+        #[arg(long, conflicts_with = "openmetrics")]
         segments: bool,
         /// Devices to show; by default all
         #[arg(value_name = "NAME")]

@@ -54,8 +54,12 @@ fn main() -> ExitCode {
         Some(Command::Top { control, interval, once, names }) => {
             top::top(control.control_path.as_deref(), *interval, *once, names.clone()).map_err(said)
         }
-        Some(Command::Stats { control, json, segments, names }) => {
-            let form = if *json { top::Form::Json } else { top::Form::Human };
+        Some(Command::Stats { control, json, openmetrics, segments, names }) => {
+            let form = match (json, openmetrics) {
+                (true, _) => top::Form::Json,
+                (_, true) => top::Form::OpenMetrics,
+                _ => top::Form::Human,
+            };
             top::stats(control.control_path.as_deref(), form, *segments, names).map_err(said)
         }
         None => {

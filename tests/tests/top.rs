@@ -242,6 +242,9 @@ fn scripts_get_text() {
     assert_eq!((&json[0]["name"], &json[1]["name"]), (&"spare".into(), &"disk".into()));
     assert_eq!(json[1]["device"]["kinds"]["read"]["ops"], 8);
     assert_eq!(json[1]["device"]["kinds"]["read"]["errors"], 1);
+    let (code, out, _) = ours(&["stats", "--openmetrics", "disk"]);
+    assert_eq!(code, 0);
+    assert!(out.contains("\"disk\"") && !out.contains("spare") && out.ends_with("# EOF\n"), "{out}");
 }
 
 #[test]
@@ -256,10 +259,11 @@ fn what_cannot_be_shown_is_said() {
         (vec!["top", "--interval=0", &control], "seconds, from 0.1 to 3600"),
         (vec!["top", "--interval=nan", &control], "seconds, from 0.1 to 3600"),
         (vec!["stats", &control, "disc"], "disc: No such device or address"),
+        (vec!["stats", "--json", "--openmetrics", &control], "cannot be used with"),
         (vec!["stats", "--json", &nowhere], "cannot connect to the control socket"),
     ] {
         let (code, out, err) = run(&args).expect("run");
         assert!(code != 0 && out.is_empty() && err.contains(why), "{args:?}: {out}{err}");
-        assert!(err.lines().count() <= 3, "{err}");
+        assert!(err.lines().count() <= 5, "{err}");
     }
 }

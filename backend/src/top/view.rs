@@ -75,7 +75,7 @@ pub fn render(state: &State, area: Rect, buf: &mut Buffer) {
         return;
     }
     title(state, theme, area, buf);
-    let footer = area.height > 3;
+    let footer = area.height > 3 && !state.once;
     let body = below(area, 1, area.height - 1 - u16::from(footer));
     if footer {
         foot(state, theme, below(area, area.height - 1, 1), buf);
