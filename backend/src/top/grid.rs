@@ -34,6 +34,8 @@ pub(super) fn cell(text: impl Into<String>) -> Cell {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Theme {
     pub colour: bool,
+    /// The selection is shown by more than its mark.
+    pub reverse: bool,
 }
 
 impl Theme {
@@ -57,8 +59,8 @@ impl Theme {
         self.paint(Color::Red).add_modifier(Modifier::BOLD)
     }
 
-    pub fn selected() -> Style {
-        Style::new().add_modifier(Modifier::REVERSED)
+    pub fn selected(self) -> Style {
+        if self.reverse { Style::new().add_modifier(Modifier::REVERSED) } else { Style::new() }
     }
 }
 
@@ -134,7 +136,7 @@ pub(super) fn table(
     }
     for (number, row) in (1..area.height).zip(rows) {
         let chosen = selected == Some(usize::from(number) - 1);
-        let base = if chosen { Theme::selected() } else { Style::new() };
+        let base = if chosen { theme.selected() } else { Style::new() };
         if chosen {
             put(buf, area, (0, number), area.width, &" ".repeat(usize::from(area.width)), base);
             put(buf, area, (0, number), 1, ">", base);

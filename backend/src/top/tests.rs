@@ -206,6 +206,17 @@ fn colours_are_used_where_they_may_be() {
 }
 
 #[test]
+fn one_picture_has_no_keys_and_no_bar() {
+    let state = State { once: true, ..typical_state() };
+    let height = view::height(&state);
+    let mut buffer = Buffer::empty(Rect::new(0, 0, 80, height));
+    view::render(&state, buffer.area, &mut buffer);
+    let shown = text(&buffer, Means { escapes: true, colour: false });
+    assert!(!shown.contains("\x1b[7m") && !shown.contains("q quit") && shown.contains("\n>disk"), "{shown:?}");
+    assert!(shown.contains("\n error "), "all segments: {shown}");
+}
+
+#[test]
 fn stats_are_printed() {
     let hostile = Snapshot { name: "a\x1b[2J\n".into(), minor: 9, ..Snapshot::default() };
     assert_text("stats", &print::human(&[typical(2), idle(1), hostile]));

@@ -70,7 +70,7 @@ const HELP: [&str; 18] = [
 /// Draws `state` on `area`.
 pub fn render(state: &State, area: Rect, buf: &mut Buffer) {
     let area = area.intersection(buf.area);
-    let theme = Theme { colour: state.colour };
+    let theme = Theme { colour: state.colour, reverse: !state.once };
     if area.is_empty() {
         return;
     }
