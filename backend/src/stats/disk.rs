@@ -154,3 +154,6 @@ fn segments(chain: &Chain, lanes: &[Arc<Lane>]) -> Vec<Segment> {
     };
     places.chunks(together).enumerate().map(group).collect()
 }
+
+#[cfg(test)]
+mod tests;

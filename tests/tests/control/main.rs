@@ -3,6 +3,7 @@
 
 mod golden;
 mod hang;
+mod hostile;
 mod swap;
 mod verbs;
 
