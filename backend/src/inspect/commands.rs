@@ -1,5 +1,6 @@
 //! The commands `show` and `export`.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +85,19 @@ pub struct Export {
     pub errors: Errors,
 }
 
+/// Prints on standard output. That nobody reads it any more is no error.
+///
+/// # Errors
+/// Why it cannot be written, for the user.
+pub fn say(text: &str) -> Result<(), String> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(format!("vhost-user-dm: cannot write to standard output: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Draws a disk, or prints how to use it.
 ///
 /// # Errors
@@ -97,7 +111,7 @@ pub fn show(args: &Show, file: &TableFile, name: &str) -> Result<(), String> {
     commands.extend(args.cloud_hypervisor.then(|| format!("{serve} &\n{}", snippets::cloud_hypervisor(&socket))));
     commands.extend(args.libvirt.then(|| format!("{serve} &\n\n{}", snippets::libvirt(&socket))));
     if !commands.is_empty() {
-        println!("{}", commands.join("\n\n"));
+        say(&format!("{}\n", commands.join("\n\n")))?;
     }
     if !commands.is_empty() && args.svg.is_none() {
         return Ok(());
@@ -109,8 +123,7 @@ pub fn show(args: &Show, file: &TableFile, name: &str) -> Result<(), String> {
     }
     let terminal = console::Term::stdout();
     let columns = terminal.size_checked().map_or(80, |(_, columns)| usize::from(columns));
-    print!("{}", show::picture(&title, &layout, columns, console::colors_enabled()));
-    Ok(())
+    say(&show::picture(&title, &layout, columns, console::colors_enabled()))
 }
 
 /// The disk with what it contains; by its table alone, where its components cannot be read now.
@@ -176,7 +189,7 @@ pub fn export(args: &Export, file: &TableFile, name: &str) -> Result<(), String>
     })?;
     let to = args.to.as_ref().map(|path| path.display().to_string());
     match &report.sha256 {
-        Some(sum) => println!("{sum}  {}", to.unwrap_or(name)),
+        Some(sum) => say(&format!("{sum}  {}\n", to.unwrap_or(name)))?,
         None => {
             log::info!("{}: {}, of which {} are written", to.unwrap_or(name), human(report.size), human(report.written))
         }

@@ -124,7 +124,9 @@ pub fn findings(pieces: &[Piece]) -> Vec<Finding> {
             _ => None,
         };
         if let Some(contents) = contents {
-            inside(piece, &contents, &mut all);
+            // What is mounted here is dirty because of that, and that is said already.
+            let in_use = survey.is_some_and(|survey| !survey.uses.is_empty());
+            inside(piece, &Contents { dirty: contents.dirty && !in_use, ..contents }, &mut all);
         }
     }
     all.sort_by_key(|finding| std::cmp::Reverse(finding.severity));

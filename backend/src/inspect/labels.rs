@@ -35,6 +35,21 @@ pub(super) fn gpt(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
     Ok(None)
 }
 
+/// The header that the last logical block has.
+pub(super) fn gpt_copy(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
+    for block in [512u64, 4096] {
+        let Some(header) = medium.size.checked_sub(block).map(|at| medium.get(at, 512)).transpose()?.flatten() else {
+            continue;
+        };
+        let header = Fields(&header);
+        // It says itself that the other one is the first.
+        if gpt_header(header).is_some() && header.le64(32) == Some(1) {
+            return Ok(Some(Contents { uuid: header.guid(56), ..Contents::of(Kind::GptCopy) }));
+        }
+    }
+    Ok(None)
+}
+
 /// Block of the entries, their number and their size.
 fn gpt_header(header: Fields<'_>) -> Option<(u64, usize, usize)> {
     let size = usize::try_from(header.le32(12)?).ok()?;

@@ -64,6 +64,8 @@ pub enum Kind {
     Iso9660,
     /// A GUID partition table.
     Gpt,
+    /// The copy of a GUID partition table that the end of a disk has.
+    GptCopy,
     /// A DOS partition table.
     Mbr,
     /// A BSD disklabel.
@@ -131,6 +133,7 @@ impl Kind {
             Kind::Md => "md array member",
             Kind::Iso9660 => "ISO 9660",
             Kind::Gpt => "GPT",
+            Kind::GptCopy => "copy of a GPT",
             Kind::Mbr => "MBR partition table",
             Kind::Disklabel => "BSD disklabel",
             Kind::Blank => "blank",
@@ -174,7 +177,7 @@ type Probe = fn(&Medium<'_>) -> io::Result<Option<Contents>>;
 
 /// In this order: what wraps other contents, and what has a magic of its own, before what resembles much (FAT) and what is
 /// at the beginning of file systems too (a master boot record).
-const PROBES: [Probe; 14] = [
+const PROBES: [Probe; 15] = [
     linux::luks,
     lvm,
     linux::md,
@@ -189,6 +192,7 @@ const PROBES: [Probe; 14] = [
     labels::gpt,
     labels::disklabel,
     labels::mbr,
+    labels::gpt_copy,
 ];
 
 /// A physical volume. One with a damaged label is none.
