@@ -21,7 +21,8 @@ ovmf|UEFI firmware, for the UEFI boot
 grub-common|makes the boot loader image
 grub-pc-bin|the boot loader, for SeaBIOS
 grub-efi-amd64-bin|the boot loader, for UEFI
-fdisk|sfdisk writes the partition-table pieces
+fdisk|sfdisk writes the partition-table pieces, and reads back those of assemble
+gdisk|sgdisk reads them back too, in the guest as well
 dosfstools|mkfs.fat makes the boot partition
 mtools|mcopy fills the boot partition without root
 e2fsprogs|mke2fs makes the root partition without root; e2fsck checks it afterwards

@@ -70,9 +70,11 @@ boot_code() {
 
 boot_partition() {
     local out=$1 work=$2 initramfs=$2/initramfs
-    mkdir -p "$initramfs"/{bin,dev,proc,root,modules}
+    mkdir -p "$initramfs"/{bin,dev,proc,sys,root,modules}
     cp -L "$(program busybox)" "$initramfs/bin/busybox"
     ln -s busybox "$initramfs/bin/sh"
+    # busybox's own does not know PARTUUID, so this one is called by its path.
+    install_program "$initramfs" "$(program findfs)"
     cp "$guest"/modules/* "$initramfs/modules/"
     install -m 755 "$here/init-disk" "$initramfs/init"
     pack "$initramfs" "$work/initramfs.cpio"
@@ -92,7 +94,7 @@ root_partition() {
     local out=$1 root=$2/root name
     mkdir -p "$root"/{bin,dev,proc,sys,tmp,run,etc,root,var}
     ln -s bin "$root/sbin"
-    for name in lsblk findmnt; do install_program "$root" "$(program "$name")"; done
+    for name in lsblk findmnt sfdisk sgdisk; do install_program "$root" "$(program "$name")"; done
     install_busybox "$root"
     cp "$here/inittab" "$root/etc/inittab"
     install -m 755 "$here/rc" "$root/etc/rc"
@@ -122,5 +124,5 @@ END
 
 [ -d "$grub/i386-pc" ] && [ -d "$grub/x86_64-efi" ] || die "GRUB is not there: run ci/setup.sh"
 inputs=("$guest/inputs.sha256" "$here"/{init-disk,inittab,rc,grub.cfg} "$grub/i386-pc/boot.img" "$grub/i386-pc/modinfo.sh"
-    "$grub/x86_64-efi/modinfo.sh" "$(program sfdisk)" "$(program mkfs.fat)" "$(program mcopy)" "$(program grub-mkimage)")
+    "$grub/x86_64-efi/modinfo.sh" "$(program sfdisk)" "$(program sgdisk)" "$(program findfs)" "$(program mkfs.fat)" "$(program mcopy)" "$(program grub-mkimage)")
 cached disk build "${inputs[@]}"

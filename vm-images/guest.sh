@@ -10,7 +10,7 @@ here=$TOP/vm-images
 # Whatever kernel is fetched, its disk driver and the file system of the boot partition must be there.
 modules=(virtio_pci virtio_blk vfat nls_cp437 nls_ascii)
 # busybox has some of these too, but its dd drops iflag=direct, and its lsblk, blkdiscard and mke2fs do less.
-programs=(dash dd lsblk blkdiscard mke2fs e2fsck findmnt)
+programs=(dash dd lsblk blkdiscard mke2fs e2fsck resize2fs findmnt)
 
 mapfile -t debs < <("$here/fetch-kernel.sh")
 [ ${#debs[@]} != 0 ] || die "no kernel"

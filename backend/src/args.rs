@@ -9,6 +9,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::device;
 use crate::frontend::config::Offer;
+use crate::inspect::Judging;
+use crate::inspect::commands::{Export, Show};
 use crate::worker::pool::{Cpus, Pool};
 
 /// Serve a device-mapper table as a vhost-user-blk disk.
@@ -39,6 +41,15 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub control_path: Option<PathBuf>,
 
+    /// File that is kept up to date with what the disks are doing, as OpenMetrics text: for node_exporter's textfile
+    /// collector, for example
+    #[arg(long, value_name = "FILE")]
+    pub metrics_path: Option<PathBuf>,
+
+    /// Seconds between two of its texts
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = interval, requires = "metrics_path")]
+    pub metrics_interval: Duration,
+
     /// Print {"type":"block",...} for management tools, and exit
     #[arg(long)]
     pub print_capabilities: bool,
@@ -63,10 +74,19 @@ pub enum Command {
         /// As when serving.
         #[command(flatten)]
         open: Open,
+        /// How it is judged.
+        #[command(flatten)]
+        judging: Judging,
         /// As when serving.
         #[command(flatten)]
         log: Log,
     },
+    /// Draw the disk that a table makes: its segments and what they contain; or print how to start a VM with it
+    Show(Show),
+    /// Read a disk without a VM: into a sparse file, or for a digest of its bytes
+    Export(Export),
+    /// Make one disk with a partition table out of partitions and files, as a table to serve
+    Assemble(Box<crate::assemble::Assemble>),
     /// Change or show the devices of a running process, with dmsetup's verbs; see `dmsetup --help`
     #[command(disable_help_flag = true)]
     Dmsetup {
@@ -97,8 +117,11 @@ pub enum Command {
         /// As the control socket gives it
         #[arg(long)]
         json: bool,
+        /// As OpenMetrics text, for Prometheus and the like
+        #[arg(long, conflicts_with = "json")]
+        openmetrics: bool,
         /// Of each segment, too
-        #[arg(long)]
+        #[arg(long, conflicts_with = "openmetrics")]
         segments: bool,
         /// Devices to show; by default all
         #[arg(value_name = "NAME")]

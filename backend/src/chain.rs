@@ -132,6 +132,6 @@ impl FromIterator<(DevIx, Arc<Component>)> for Components {
 
 impl FromIterator<Arc<Component>> for Components {
     fn from_iter<T: IntoIterator<Item = Arc<Component>>>(all: T) -> Self {
-        (0..).map(DevIx).zip(all).collect()
+        (0..=u16::MAX).map(DevIx).zip(all).collect()
     }
 }

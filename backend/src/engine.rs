@@ -90,12 +90,6 @@ pub enum Wait {
     Until(u64),
 }
 
-/// Nanoseconds of this machine's monotonic clock, which is the same for all engines that do real work.
-pub fn monotonic() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0).saturating_mul(1_000_000_000) + u64::try_from(now.tv_nsec).unwrap_or(0)
-}
-
 /// Runs commands against component devices. Every started command ends in exactly one [`Event::Done`]; a command never
 /// fails otherwise.
 pub trait Engine {

@@ -8,6 +8,7 @@
 
 pub mod activation;
 pub mod args;
+pub mod assemble;
 pub mod chain;
 pub mod check;
 pub mod control;
@@ -23,6 +24,7 @@ pub mod hold;
 pub mod inflight;
 pub mod inspect;
 pub mod limit;
+pub mod lvm;
 pub mod map;
 pub mod mapper;
 pub mod place;

@@ -14,11 +14,12 @@ use vhost_user_dm::args::{Args, Command, Log, Open};
 use vhost_user_dm::daemon::{self, Signals};
 use vhost_user_dm::device::{self, Patience, Registry};
 use vhost_user_dm::disk;
+use vhost_user_dm::inspect::{self, Judging, commands};
 use vhost_user_dm::mapper::state::StateDir;
 use vhost_user_dm::mapper::{Mapper, Settings};
 use vhost_user_dm::place::{self, PlaceError};
 use vhost_user_dm::worker::pool::{Cpus, Pool};
-use vhost_user_dm::{activation, check, control, top, uring};
+use vhost_user_dm::{activation, control, stats, top, uring};
 
 fn main() -> ExitCode {
     // Conventions for vhost-user back ends: this option wins over everything else on the line.
@@ -28,16 +29,37 @@ fn main() -> ExitCode {
     }
     let args = Args::parse();
     let result = match &args.command {
-        Some(Command::Check { table, open, log }) => {
+        Some(Command::Check { table, open, judging, log }) => {
             init_log(log);
-            run_check(table, open)
+            match run_check(table, open, judging) {
+                Ok(status) => return status,
+                Err(message) => Err(message),
+            }
+        }
+        Some(Command::Show(show)) => {
+            init_log(&show.which.log);
+            let read = read_table(&show.which.table, show.which.concise);
+            read.and_then(|(file, name)| commands::show(show, &file, &name))
+        }
+        Some(Command::Export(export)) => {
+            init_log(&export.which.log);
+            let read = read_table(&export.which.table, export.which.concise);
+            read.and_then(|(file, name)| commands::export(export, &file, &name))
+        }
+        Some(Command::Assemble(args)) => {
+            let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+            vhost_user_dm::assemble::run(args, &words)
         }
         Some(Command::Dmsetup { args }) => return vhost_user_dm::dmsetup::main(args.iter().cloned()),
         Some(Command::Top { control, interval, once, names }) => {
             top::top(control.control_path.as_deref(), *interval, *once, names.clone()).map_err(said)
         }
-        Some(Command::Stats { control, json, segments, names }) => {
-            let form = if *json { top::Form::Json } else { top::Form::Human };
+        Some(Command::Stats { control, json, openmetrics, segments, names }) => {
+            let form = match (json, openmetrics) {
+                (true, _) => top::Form::Json,
+                (_, true) => top::Form::OpenMetrics,
+                _ => top::Form::Human,
+            };
             top::stats(control.control_path.as_deref(), form, *segments, names).map_err(said)
         }
         None => {
@@ -134,6 +156,9 @@ fn serve(args: &Args) -> Result<(), String> {
     mapper.serve_all(places).map_err(|e| format!("vhost-user-dm: {e}"))?;
     let control = args.control_path.as_deref().map(|path| control::Server::start(mapper.clone(), path));
     let _control = control.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
+    let metrics = args.metrics_path.as_deref();
+    let metrics = metrics.map(|path| stats::Writer::start(mapper.clone(), path, args.metrics_interval));
+    let _metrics = metrics.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
     daemon::run(&mapper, &signals);
     Ok(())
 }
@@ -174,7 +199,7 @@ fn table_file(args: &Args) -> Result<Option<(TableFile, String)>, String> {
             ))
         }
         (Some(path), _) => whole_file(path, &load.open).map(Some),
-        (None, Some(path)) => read_table(path, &load.open).map(Some),
+        (None, Some(path)) => read_table(path, load.open.concise).map(Some),
         (None, None) if args.control_path.is_some() => Ok(None),
         (None, None) => {
             Err("vhost-user-dm: neither --table nor --blk-file is given, nor --control-path, by which devices \
@@ -197,7 +222,7 @@ fn whole_file(path: &Path, open: &Open) -> Result<(TableFile, String), String> {
     Ok((disk::whole(text, component.size), name))
 }
 
-fn read_table(path: &Path, open: &Open) -> Result<(TableFile, String), String> {
+fn read_table(path: &Path, concise: bool) -> Result<(TableFile, String), String> {
     let stdin = path == Path::new("-");
     let shown = if stdin { "<stdin>".into() } else { path.display().to_string() };
     let mut text = String::new();
@@ -206,19 +231,25 @@ fn read_table(path: &Path, open: &Open) -> Result<(TableFile, String), String> {
         false => std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text)).map(drop),
     };
     read.map_err(|e| say(&format!("cannot read the table file {shown}"))(&e))?;
-    let format = if open.concise { Format::Concise } else { Format::Auto };
+    let format = if concise { Format::Concise } else { Format::Auto };
     let file = dm_table::parse(Arc::new(Source::new(shown, text)), format).map_err(|d| d.to_string())?;
     let stem = path.file_stem().filter(|_| !stdin).map(|s| s.to_string_lossy().into_owned());
     Ok((file, stem.unwrap_or_else(|| "disk".into())))
 }
 
-fn run_check(table: &Path, open: &Open) -> Result<(), String> {
-    let (file, name) = read_table(table, open)?;
+fn run_check(table: &Path, open: &Open, judging: &Judging) -> Result<ExitCode, String> {
+    let (file, name) = read_table(table, open.concise)?;
     // Asked what is, it does not wait for what will be: a component of a killed process is refused here.
     let settings = Settings { components: components(open), ..Settings::default() };
     let pool = Pool::new(0, Duration::ZERO, Cpus::default());
     let mapper = Mapper::new(settings, Registry::new(), Arc::new(pool), None);
-    let warnings = mapper.start(&file, &name).map_err(|diagnostic| diagnostic.to_string())?;
-    print!("{}", check::report(&mapper.started(), &warnings));
-    Ok(())
+    let started = mapper.start(&file, &name).map(|warnings| (mapper.started(), warnings));
+    let verdict = inspect::judge(&file, started, open.read_only, judging);
+    if judging.json {
+        println!("{}", serde_json::to_string_pretty(&verdict).map_err(|e| say("cannot write JSON")(&e))?);
+    } else {
+        print!("{}", verdict.human());
+        verdict.error.iter().for_each(|error| eprintln!("{error}"));
+    }
+    Ok(verdict.status(judging.strict))
 }

@@ -13,8 +13,9 @@ use io_uring::register::Restriction;
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
-use crate::engine::{Command, Engine, Event, FileIx, MAX_SLICES, Wait, monotonic};
+use crate::engine::{Command, Engine, Event, FileIx, MAX_SLICES, Wait};
 use crate::guest::HostSlice;
+use crate::stats;
 
 /// Submission entries; more are submitted in several system calls.
 const ENTRIES: u32 = 256;
@@ -166,7 +167,7 @@ impl Uring {
         let result = match until {
             None => submitter.submit_and_wait(want),
             Some(until) => {
-                let left = Duration::from_nanos(until.saturating_sub(monotonic()));
+                let left = Duration::from_nanos(until.saturating_sub(stats::now()));
                 submitter.submit_with_args(want, &SubmitArgs::new().timespec(&Timespec::from(left)))
             }
         };
@@ -345,7 +346,7 @@ impl Engine for Uring {
 
     #[inline]
     fn now(&self) -> u64 {
-        monotonic()
+        stats::now()
     }
 
     fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {

@@ -167,7 +167,7 @@ fn partition_tables_are_what_sfdisk_wrote() {
         &format!("label: gpt\nlabel-id: {id}\nstart=2048, size=4096, type=U, name=\"EFI\"\nstart=8192, size=2048\n"),
     );
     assert_eq!((gpt.kind, gpt.uuid.as_deref()), (Kind::Gpt, Some(id.to_lowercase().as_str())));
-    assert_eq!((gpt.size, gpt.reserved), (Some(64 * MIB), 2048));
+    assert_eq!((gpt.size, gpt.reserved), (Some(64 * MIB), 34));
     let first = &gpt.partitions[0];
     assert_eq!((first.number, first.start, first.len, first.name.as_deref()), (1, 2048, 4096, Some("EFI")));
     assert_eq!(first.kind, "c12a7328-f81f-11d2-ba4b-00a0c93ec93b");

@@ -160,7 +160,6 @@ impl Stack {
             let off = sector - start;
             return match &line.target {
                 Target::Zero => Place::Zero,
-                Target::Error(_) => Place::Error,
                 Target::Linear(linear) => self.below(&linear.dev, linear.start.get() + off),
                 Target::Striped(striped) => {
                     // Deal the chunks out one by one.
@@ -176,6 +175,7 @@ impl Stack {
                     let stripe = &stripes[turn];
                     self.below(&stripe.dev, stripe.start.get() + dealt[turn] + left)
                 }
+                _ => Place::Error,
             };
         }
         panic!("sector {sector} is beyond table {table}");
@@ -193,7 +193,7 @@ fn places(step: Step, len: Sectors) -> impl Iterator<Item = Place> {
     (0..len.get()).map(move |i| match step {
         Step::Device { dev, at } => Place::Disk(usize::from(dev.0), at.get() + i),
         Step::Zero => Place::Zero,
-        Step::Error => Place::Error,
+        Step::Error | Step::Target { .. } => Place::Error,
     })
 }
 

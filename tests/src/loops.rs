@@ -129,3 +129,11 @@ impl Drop for Frozen<'_> {
         }
     }
 }
+
+/// Whether some task waits for a disk, state D: a thread of a process, or one of the kernel for a loop device.
+pub fn hangs(comm: &str, pid: Option<u32>) -> bool {
+    let dir = pid.map_or(PathBuf::from("/proc"), |pid| PathBuf::from(format!("/proc/{pid}/task")));
+    let tasks = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+    stats.any(|stat| stat.split_once(" (").is_some_and(|(_, rest)| rest.starts_with(comm) && rest.contains(") D ")))
+}

@@ -4,6 +4,8 @@
 //! Needs what `ci/setup.sh` installs. Guests run emulated where /dev/kvm is not to be had, so these tests take
 //! seconds each.
 
+#[path = "../boot/control.rs"]
+mod control;
 #[path = "../boot/crash.rs"]
 mod crash;
 #[path = "../boot/host.rs"]

@@ -14,6 +14,9 @@ use crate::mapper::{DmError, Mapper, Verb};
 /// Version of the kernel's device-mapper interface whose behaviour ours is.
 const DRIVER: &str = "4.48.0";
 
+/// Of parameters that are refused, in characters.
+const LONGEST_REASON: usize = 500;
+
 /// All methods, as they are listed for one who asks for another.
 pub(super) const METHODS: [&str; 17] = [
     "create", "remove", "rename", "load", "clear", "suspend", "resume", "message", "info", "list", "table", "status",
@@ -69,7 +72,9 @@ where
     R: Serialize,
 {
     let params = params.map_or("{}", RawValue::get);
-    let params = serde_json::from_str(params).map_err(|e| Fault::new(INVALID_PARAMS, format!("params: {e}")))?;
+    // The reason may hold what was sent, of any length.
+    let wrong = |e: serde_json::Error| format!("params: {e}").chars().take(LONGEST_REASON).collect::<String>();
+    let params = serde_json::from_str(params).map_err(|e| Fault::new(INVALID_PARAMS, wrong(e)))?;
     let result = verb(params)?;
     to_raw_value(&result).map_err(|e| Fault::new(INTERNAL_ERROR, format!("the answer is no JSON: {e}")))
 }

@@ -20,6 +20,8 @@ const HOLDER_DEPTH: u32 = 8;
 /// A use of a device or file by this machine that excludes serving it writable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
+    /// Short name of the use: `mounted`, `swap`, `md`, `lvm`, `held`, `loop`.
+    pub id: &'static str,
     /// What the use is, with the name of the mount: `"it is mounted on /srv (ext4)"`.
     pub what: String,
     /// Whether the machine may change the data.
@@ -95,7 +97,7 @@ impl Host {
             mounts = self.mounts.iter().filter(is_ours).collect();
             if mounts.is_empty() {
                 let what = format!("part of a mounted btrfs ({})", siblings.join(", "));
-                return Some(Claim { what, writes: true, release: "unmount that btrfs".into() });
+                return Some(Claim { id: "mounted", what, writes: true, release: "unmount that btrfs".into() });
             }
         }
         let first = mounts.first()?;
@@ -103,6 +105,7 @@ impl Host {
         let writes = mounts.iter().any(|mount| !mount.read_only);
         let places = name_some(mounts.iter().map(|mount| mount.at.display().to_string()).collect());
         Some(Claim {
+            id: "mounted",
             what: format!("mounted on {places} ({fs_type})"),
             writes,
             release: format!("umount {}", first.at.display()),
@@ -112,19 +115,26 @@ impl Host {
     fn swap(&self, identity: Identity) -> Option<Claim> {
         let (path, _) = self.swaps.iter().find(|(_, swap)| *swap == identity)?;
         let path = path.display();
-        Some(Claim { what: format!("active swap ({path})"), writes: true, release: format!("swapoff {path}") })
+        let what = format!("active swap ({path})");
+        Some(Claim { id: "swap", what, writes: true, release: format!("swapoff {path}") })
     }
 
     fn held(&self, holder: &Disk) -> Claim {
         let what = format!("held by {} ({})", holder.name(), holder.kind());
         let release = format!("stop {} ({})", holder.name(), holder.kind());
+        let id = match holder.kind() {
+            kind if kind.starts_with("md") => "md",
+            kind if kind.starts_with("LVM") => "lvm",
+            _ => "held",
+        };
         match self.mounts_above(holder, HOLDER_DEPTH) {
             Some(mounted) => Claim {
+                id,
                 what: format!("{what}, {}", mounted.what),
                 release: format!("{}, then {release}", mounted.release),
                 writes: true,
             },
-            None => Claim { what, release, writes: true },
+            None => Claim { id, what, release, writes: true },
         }
     }
 
@@ -157,11 +167,12 @@ impl Host {
             // A read-only loop device that nobody uses neither changes the file nor relies on it.
             let writable = !disk.is_read_only();
             let what = format!("it is the backing file of the loop device {name}");
-            return writable.then_some(Claim { what, writes: true, release: detach });
+            return writable.then_some(Claim { id: "loop", what, writes: true, release: detach });
         }
         let uses: Vec<&str> = claims.iter().map(|claim| claim.what.as_str()).collect();
         let releases: Vec<&str> = claims.iter().map(|claim| claim.release.as_str()).collect();
         Some(Claim {
+            id: "loop",
             what: format!("it is the backing file of the loop device {name}, {}", uses.join(" and ")),
             writes: claims.iter().any(|claim| claim.writes),
             release: format!("{}, then {detach}", releases.join(" and ")),
@@ -239,6 +250,7 @@ mod tests {
         assert_eq!(
             claims,
             [Claim {
+                id: "md",
                 what: "held by md0 (md array), mounted on / (xfs)".into(),
                 writes: true,
                 release: "umount /, then stop md0 (md array)".into(),
@@ -248,7 +260,7 @@ mod tests {
         assert_eq!(claims[0].what, "held by dm-0 (encrypted volume vault), mounted on / (xfs)");
         let host = Host { mounts: Vec::new(), swaps: Vec::new() };
         let claims = host.direct(&Disk::at(&crypt).unwrap());
-        assert_eq!(claims[0].what, "held by dm-1 (LVM volume vg-root)");
+        assert_eq!((claims[0].id, claims[0].what.as_str()), ("lvm", "held by dm-1 (LVM volume vg-root)"));
         assert_eq!(host.direct(&Disk::at(&volume).unwrap()), []);
         // The partition is found from its disk, and the disk from its partition.
         let whole = Disk::at(&disk).unwrap();

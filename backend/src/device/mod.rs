@@ -30,6 +30,7 @@ mod registry;
 #[cfg(test)]
 mod simulated;
 mod slots;
+mod survey;
 pub(crate) mod sysfs;
 mod unflushed;
 
@@ -39,4 +40,5 @@ pub use fence::Patience;
 pub use limits::{Discard, DiscardMethod, Limits};
 pub use registry::Registry;
 pub use slots::Slots;
+pub use survey::{Survey, Use, survey};
 pub use unflushed::{Flush, Stamp, Unflushed};

@@ -53,6 +53,11 @@ impl Console {
         self.broken |= self.out.flush().is_err();
     }
 
+    /// Whether nobody reads standard output any more.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// Whether all that was printed could be written.
     pub fn finish(&mut self) -> bool {
         self.flush();

@@ -62,6 +62,11 @@ pub fn quiesce(sessions: &[&Session], waits: &dyn Waits) -> Result<(), TakenBack
             }
         }
     }
+    // One who went before he could be told counts on it that the queues go on.
+    if waits.gone() {
+        held.iter_mut().for_each(Held::go);
+        return Err(TakenBack);
+    }
     let stopping: Vec<_> = held.iter_mut().map(|queue| queue.control.begin_stop(&mut queue.state)).collect();
     for (queue, stopping) in held.iter_mut().zip(stopping) {
         if let Some(stopping) = stopping {

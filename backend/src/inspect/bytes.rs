@@ -47,7 +47,7 @@ impl Bytes for Window<'_> {
 
 /// Something of a known size that is being looked at.
 #[derive(Clone, Copy)]
-pub(super) struct Medium<'a> {
+pub(crate) struct Medium<'a> {
     pub bytes: &'a dyn Bytes,
     pub size: u64,
 }
@@ -66,7 +66,7 @@ impl Medium<'_> {
 
 /// A structure on the medium.
 #[derive(Clone, Copy)]
-pub(super) struct Fields<'a>(pub &'a [u8]);
+pub(crate) struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
     pub fn slice(&self, at: usize, len: usize) -> Option<&'a [u8]> {

@@ -1,11 +1,35 @@
 //! What speaks against making a disk of pieces.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::Contents;
+use super::{Contents, Kind, look_at_path};
+use crate::check::human;
+use crate::device::{Identity, Survey, survey};
+
+/// Every id that a finding can have.
+pub const IDS: [&str; 11] = [
+    "mounted",
+    "swap",
+    "md",
+    "lvm",
+    "held",
+    "loop",
+    "overlap",
+    "nested-table",
+    "label-area",
+    "fs-too-large",
+    // These only ever warn: hibernated systems, file systems that were not unmounted.
+    "unclean",
+];
+
+/// Pieces whose contents are looked at; the rest of a very long table is not.
+pub(super) const MOST_LOOKS: usize = 1024;
+
+/// Findings of one kind; the rest is left out.
+const MOST_OVERLAPS: usize = 8;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -22,7 +46,7 @@ pub enum Severity {
 /// Something that speaks against a piece.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What is given to `--force` so that it does not refuse.
+    /// What is given to `--force` so that it does not refuse: one of [`IDS`].
     pub id: &'static str,
     /// How bad it is.
     pub severity: Severity,
@@ -32,13 +56,27 @@ pub struct Finding {
     pub help: Option<String>,
 }
 
+/// How what a piece contains is found.
+#[derive(Clone, Debug, Default)]
+pub enum Inside {
+    /// It is looked at, at the piece's beginning.
+    #[default]
+    Look,
+    /// The caller knows.
+    Known(Contents),
+    /// The piece goes on with what begins elsewhere.
+    Skip,
+}
+
 /// A part of a file or device that is to be part of a disk.
 #[derive(Clone, Debug, Default)]
 pub struct Piece {
-    /// What messages call it: `root`, `line 3`. With the path.
+    /// What messages call it, with its path: `root (/dev/sda3)`, `line 3 (disk.img)`.
     pub name: String,
-    /// The file or device.
+    /// The file or device as the user wrote it. Empty for a piece of which only the contents count.
     pub path: PathBuf,
+    /// Its number, where it was written as `major:minor`.
+    pub number: Option<(u64, u64)>,
     /// Its first sector on that.
     pub start: u64,
     /// Its length in sectors.
@@ -50,14 +88,49 @@ pub struct Piece {
     /// Sectors that a file system which begins with the piece may have, where what follows on the disk continues it.
     /// Otherwise its length.
     pub room: Option<u64>,
-    /// What it contains, where the caller knows.
-    pub contents: Option<Contents>,
+    /// What it contains.
+    pub inside: Inside,
 }
 
 /// What speaks against a disk of these pieces: the worst first, then in the order of the pieces.
+///
+/// A piece that cannot be found or read has no findings: opening it will say why.
 pub fn findings(pieces: &[Piece]) -> Vec<Finding> {
-    let _ = pieces;
-    Vec::new()
+    let mut surveys: HashMap<(PathBuf, Option<(u64, u64)>), Option<Survey>> = HashMap::new();
+    for piece in pieces.iter().filter(|piece| !piece.path.as_os_str().is_empty()) {
+        let key = (piece.path.clone(), piece.number);
+        surveys.entry(key).or_insert_with(|| survey(piece.path.to_str()?, piece.number).ok());
+    }
+    let known: Vec<(&Piece, Option<&Survey>)> = pieces
+        .iter()
+        .map(|piece| (piece, surveys.get(&(piece.path.clone(), piece.number)).and_then(Option::as_ref)))
+        .collect();
+    let mut all = Vec::new();
+    let mut told = BTreeSet::new();
+    for (piece, survey) in known.iter().filter_map(|(piece, survey)| Some((piece, (*survey)?))) {
+        // A device in use is that once, in however many pieces.
+        if told.insert((&piece.path, piece.number, piece.write)) {
+            in_use(piece, survey, &mut all);
+        }
+        on_label(piece, survey, &mut all);
+    }
+    overlaps(&known, &mut all);
+    for (piece, survey) in known.iter().take(MOST_LOOKS) {
+        let contents = match (&piece.inside, survey) {
+            (Inside::Known(contents), _) => Some(contents.clone()),
+            (Inside::Look, Some(survey)) => {
+                look_at_path(&survey.path, piece.start.saturating_mul(512), piece.len.saturating_mul(512)).ok()
+            }
+            _ => None,
+        };
+        if let Some(contents) = contents {
+            // What is mounted here is dirty because of that, and that is said already.
+            let in_use = survey.is_some_and(|survey| !survey.uses.is_empty());
+            inside(piece, &Contents { dirty: contents.dirty && !in_use, ..contents }, &mut all);
+        }
+    }
+    all.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    all
 }
 
 /// Makes warnings of the refusals that the user knows of.
@@ -65,4 +138,140 @@ pub fn force(findings: &mut [Finding], ids: &BTreeSet<String>) {
     for finding in findings.iter_mut().filter(|finding| ids.contains(finding.id)) {
         finding.severity = finding.severity.min(Severity::Warn);
     }
+}
+
+fn in_use(piece: &Piece, survey: &Survey, all: &mut Vec<Finding>) {
+    for its in survey.uses.iter().filter(|its| piece.write || its.writes) {
+        let (severity, consequence) = match piece.write {
+            true => (Severity::Refuse, "two that write it destroy it"),
+            false => (Severity::Warn, "it may change while the guest reads it"),
+        };
+        all.push(Finding {
+            id: its.id,
+            severity,
+            text: format!("{}: {}: {consequence}", piece.name, its.what),
+            help: Some(format!("`{}` first, or let the guest have it read-only, or an overlay over it", its.release)),
+        });
+    }
+}
+
+/// dm(4) of NetBSD: who maps a whole disk must leave its disklabel alone.
+fn on_label(piece: &Piece, survey: &Survey, all: &mut Vec<Finding>) {
+    // Where the disk is passed on as it is, the label is the guest's own.
+    if !piece.write || survey.whole.is_some() || piece.at == piece.start {
+        return;
+    }
+    let Some(size) = survey.size.map(|size| size.bytes()) else { return };
+    let Ok(label) = look_at_path(&survey.path, 0, size) else { return };
+    let end = piece.start.saturating_add(piece.len);
+    let backup = label.kind == Kind::Gpt && end > (size / 512).saturating_sub(label.reserved - 1);
+    let (where_, help) = if piece.start < label.reserved {
+        let help = format!("begin at sector {} of it at least, or take one of its partitions", label.reserved);
+        (format!("sectors {}..{}", piece.start, label.reserved), help)
+    } else if backup && label.reserved > 0 {
+        ("the sectors at the end with the backup".into(), "end before them, or take one of its partitions".to_owned())
+    } else {
+        return;
+    };
+    all.push(Finding {
+        id: "label-area",
+        severity: Severity::Refuse,
+        text: format!("{}: a guest could write the {} of that disk in {where_}", piece.name, label.kind.name()),
+        help: Some(help),
+    });
+}
+
+/// A range of a medium, under the whole disk where it is a partition.
+struct Range<'a> {
+    medium: Identity,
+    start: u64,
+    end: u64,
+    piece: &'a Piece,
+}
+
+fn overlaps(known: &[(&Piece, Option<&Survey>)], all: &mut Vec<Finding>) {
+    let range = |(piece, survey): &(&'_ Piece, Option<&Survey>)| {
+        let survey = (*survey)?;
+        let (medium, offset) = survey.whole.unwrap_or((survey.identity, 0));
+        let start = offset.checked_add(piece.start)?;
+        Some((medium, start, start.checked_add(piece.len)?))
+    };
+    let mut ranges: Vec<Range<'_>> = known
+        .iter()
+        .filter_map(|known| range(known).map(|(medium, start, end)| Range { medium, start, end, piece: known.0 }))
+        .collect();
+    let order = |identity: &Identity| match identity {
+        Identity::File { dev, inode } => (0, *dev, *inode),
+        Identity::Block { rdev } => (1, *rdev, 0),
+    };
+    ranges.sort_by_key(|range| (order(&range.medium), range.start));
+    let mut furthest: Option<&Range<'_>> = None;
+    let mut count = 0;
+    for range in &ranges {
+        let before = furthest.filter(|before| before.medium == range.medium);
+        if let Some(before) = before.filter(|before| before.end > range.start) {
+            count += 1;
+            if count <= MOST_OVERLAPS {
+                all.push(overlap(before, range));
+            }
+        }
+        if before.is_none_or(|before| range.end > before.end) {
+            furthest = Some(range);
+        }
+    }
+}
+
+fn overlap(before: &Range<'_>, range: &Range<'_>) -> Finding {
+    let write = before.piece.write || range.piece.write;
+    let sectors = before.end.min(range.end) - range.start;
+    let (one, other) = (&before.piece.name, &range.piece.name);
+    Finding {
+        id: "overlap",
+        severity: if write { Severity::Refuse } else { Severity::Note },
+        text: format!("{one} and {other} have {sectors} sectors of one medium in common"),
+        help: write.then(|| "give each its own sectors, or let the guest have both read-only".to_owned()),
+    }
+}
+
+fn inside(piece: &Piece, contents: &Contents, all: &mut Vec<Finding>) {
+    let name = &piece.name;
+    let what = contents.kind.name();
+    if contents.kind.is_partition_table() && piece.at > 0 {
+        all.push(Finding {
+            id: "nested-table",
+            severity: Severity::Refuse,
+            text: format!("{name}: it has a {what} of its own, so the guest would see a disk within its disk"),
+            help: Some("take one of its partitions, for example with @SECTOR+COUNT".into()),
+        });
+    }
+    let room = piece.room.unwrap_or(piece.len).saturating_mul(512);
+    if let Some(size) = contents.size.filter(|size| *size > room && !contents.kind.is_partition_table()) {
+        all.push(Finding {
+            id: "fs-too-large",
+            severity: Severity::Refuse,
+            text: format!(
+                "{name}: its {what} has {} and the piece {}: the rest would be missing",
+                human(size),
+                human(room)
+            ),
+            help: Some(format!("make the piece {} sectors long, or shrink the file system first", size.div_ceil(512))),
+        });
+    }
+    let (why, help) = match (contents.hibernated, contents.kind) {
+        (true, Kind::Ntfs) => (
+            "Windows hibernated, and thinks that it still has it mounted",
+            "boot that Windows and shut it down (`shutdown /s /f /t 0`, fast start-up off)",
+        ),
+        (true, _) => ("a system hibernated into it", "wake and shut that system down"),
+        _ if contents.dirty => {
+            ("it was not cleanly unmounted, or is in use", "unmount it where it is mounted, or check it (fsck, chkdsk)")
+        }
+        _ => return,
+    };
+    all.push(Finding {
+        id: "unclean",
+        severity: Severity::Warn,
+        text: format!("{name}: {what}: {why}"),
+        help: Some(help.into()),
+    });
 }

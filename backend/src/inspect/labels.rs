@@ -22,14 +22,30 @@ pub(super) fn gpt(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
         let sectors = block / 512;
         let partitions = (1..).zip(entries.chunks_exact(entry));
         let partitions = partitions.filter_map(|(number, entry)| gpt_entry(number, Fields(entry), sectors)).collect();
-        let first_usable = header.le64(40).and_then(|lba| lba.checked_mul(sectors));
+        let table =
+            entries_at.checked_mul(block).and_then(|at| at.checked_add((number.min(MOST_ENTRIES) * entry) as u64));
         return Ok(Some(Contents {
             size: header.le64(32).and_then(|last| last.checked_add(1)?.checked_mul(block)),
             uuid: header.guid(56),
             partitions,
-            reserved: first_usable.unwrap_or(34),
+            reserved: table.map_or(34, |end| end.div_ceil(512)),
             ..Contents::of(Kind::Gpt)
         }));
+    }
+    Ok(None)
+}
+
+/// The header that the last logical block has.
+pub(super) fn gpt_copy(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
+    for block in [512u64, 4096] {
+        let Some(header) = medium.size.checked_sub(block).map(|at| medium.get(at, 512)).transpose()?.flatten() else {
+            continue;
+        };
+        let header = Fields(&header);
+        // It says itself that the other one is the first.
+        if gpt_header(header).is_some() && header.le64(32) == Some(1) {
+            return Ok(Some(Contents { uuid: header.guid(56), ..Contents::of(Kind::GptCopy) }));
+        }
     }
     Ok(None)
 }

@@ -4,12 +4,20 @@
 //! it reads: sizes and offsets on the medium are numbers that somebody else wrote. [`findings`] tells what speaks against
 //! giving pieces to a guest.
 
-mod bytes;
+mod assembled;
+pub(crate) mod bytes;
+pub mod commands;
+pub mod export;
 mod fat;
 mod findings;
 mod labels;
+mod layout;
 mod linux;
 mod ntfs;
+mod show;
+mod snippets;
+mod svg;
+mod verdict;
 
 use std::fs::File;
 use std::io;
@@ -17,9 +25,12 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use assembled::Assembled;
 use bytes::Medium;
 pub use bytes::{Bytes, Window};
-pub use findings::{Finding, Piece, Severity, findings, force};
+pub use findings::{Finding, IDS, Inside, Piece, Severity, findings, force};
+pub use layout::{Layout, Part};
+pub use verdict::{Judging, Verdict, judge};
 
 /// What the beginning of a piece says that it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -53,6 +64,8 @@ pub enum Kind {
     Iso9660,
     /// A GUID partition table.
     Gpt,
+    /// The copy of a GUID partition table that the end of a disk has.
+    GptCopy,
     /// A DOS partition table.
     Mbr,
     /// A BSD disklabel.
@@ -120,6 +133,7 @@ impl Kind {
             Kind::Md => "md array member",
             Kind::Iso9660 => "ISO 9660",
             Kind::Gpt => "GPT",
+            Kind::GptCopy => "copy of a GPT",
             Kind::Mbr => "MBR partition table",
             Kind::Disklabel => "BSD disklabel",
             Kind::Blank => "blank",
@@ -163,8 +177,9 @@ type Probe = fn(&Medium<'_>) -> io::Result<Option<Contents>>;
 
 /// In this order: what wraps other contents, and what has a magic of its own, before what resembles much (FAT) and what is
 /// at the beginning of file systems too (a master boot record).
-const PROBES: [Probe; 13] = [
+const PROBES: [Probe; 15] = [
     linux::luks,
+    lvm,
     linux::md,
     linux::swap,
     linux::xfs,
@@ -177,7 +192,22 @@ const PROBES: [Probe; 13] = [
     labels::gpt,
     labels::disklabel,
     labels::mbr,
+    labels::gpt_copy,
 ];
+
+/// A physical volume. One with a damaged label is none.
+fn lvm(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
+    let header = match crate::lvm::label::header(medium.bytes, medium.size) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+        header => header?,
+    };
+    let as_contents = |header: crate::lvm::label::Header| Contents {
+        size: Some(header.size),
+        uuid: Some(header.uuid),
+        ..Contents::of(Kind::Lvm)
+    };
+    Ok(header.map(as_contents))
+}
 
 /// Bytes at the beginning that hold one of all the marks that are looked for there.
 const MARKED: u64 = 68 << 10;

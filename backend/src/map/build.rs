@@ -147,9 +147,13 @@ fn look_up<'t>(source: &Source, line: &'t Line, resolve: Resolve<'_>) -> Result<
         },
         Target::Zero => Ok(Vec::new()),
         other => {
-            let positions = stateful::positions(other).into_iter();
-            let failure = format!("{}: Device lookup failed", other.type_name());
-            positions.map(|at| area(at.dev, at.start.get(), at.start_span, line.len.get(), &failure)).collect()
+            let positions = stateful::positions(other).into_iter().enumerate();
+            let area = |(n, at): (usize, stateful::Position<'t>)| {
+                let failed = |error: LookupError| because(source, at.dev, other.lookup_failed(n, error.errno), error);
+                let lower = resolve(at.dev).map_err(failed)?;
+                Ok(Area { dev: at.dev, start: at.start.get(), start_span: at.start_span, len: line.len.get(), lower })
+            };
+            positions.map(area).collect()
         }
     }
 }
@@ -171,7 +175,10 @@ fn wrong_geometry(line: &Line, striped: &dm_table::Striped) -> Option<&'static s
 }
 
 fn refused(source: &Source, dev: &DevRef, failure: &str, error: LookupError) -> Diagnostic {
-    let reason = format!("{failure} (-{})", error.errno);
+    because(source, dev, format!("{failure} (-{})", error.errno), error)
+}
+
+fn because(source: &Source, dev: &DevRef, reason: String, error: LookupError) -> Diagnostic {
     let refusal = Diagnostic::error(source, dev.span, reason).found(error.why);
     match error.help {
         Some(help) => refusal.help(help),

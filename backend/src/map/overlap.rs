@@ -69,12 +69,13 @@ pub struct Shared {
     pub disks: (usize, usize),
 }
 
-/// What several disks reach in common, a few ranges of it.
-pub fn shared(maps: &[&Map]) -> Vec<Shared> {
+/// What several disks reach in common, a few ranges of it. `same` gives one number of all that mean the same device: a file
+/// that has grown has several.
+pub fn shared(maps: &[&Map], same: &dyn Fn(DevIx) -> DevIx) -> Vec<Shared> {
     let mut reach = Vec::new();
     for (disk, map) in maps.iter().enumerate() {
         device_ranges(map, 0, map.len().get(), &mut |dev, start, len| {
-            reach.push(Reach { dev, start, end: start + len, origin: (disk, 0) });
+            reach.push(Reach { dev: same(dev), start, end: start + len, origin: (disk, 0) });
             reach.len() < MOST_RANGES
         });
     }

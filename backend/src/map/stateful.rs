@@ -4,7 +4,7 @@ use dm_table::{DevRef, Diagnostic, Line, Sectors, Source, Span, Target};
 
 use super::build::Area;
 use super::stripe::Leg;
-use crate::engine::monotonic;
+use crate::stats;
 use crate::targets::{Class, Corrupt, Delay, Dust, Features, Flakey, Stateful};
 
 /// A device that a line names, and from which sector on.
@@ -68,7 +68,7 @@ pub(super) fn make(source: &Source, line: &Line, areas: &[Area<'_>], legs: Vec<L
                 random_read: asked.random_read_corrupt,
                 random_write: asked.random_write_corrupt,
             };
-            let made = Flakey::new(leg, (flakey.up, flakey.down), features, monotonic());
+            let made = Flakey::new(leg, (flakey.up, flakey.down), features, stats::now());
             made.map(Stateful::Flakey).map_err(|error| wrong(format!("no memory: {error}")))
         }
         Target::Dust(dust) => {

@@ -56,7 +56,7 @@ impl Mapper {
             warnings.extend(table.warnings.iter().cloned());
             self.make_live(info.minor, table).map_err(failed)?;
         }
-        warnings.extend(self.shared());
+        warnings.extend(self.shared(None));
         Ok(Some(warnings))
     }
 

@@ -45,6 +45,8 @@ const NAME_LEN: usize = 127;
 const UUID_LEN: usize = 128;
 /// Time between two looks at whether a caller who waits for a device is still there.
 const LOOK: Duration = Duration::from_millis(100);
+/// So many looks later the caller is told what it waits for.
+const TELL: u32 = 10;
 
 /// Who waits for a verb that may take long.
 pub trait Caller {
@@ -147,7 +149,7 @@ impl Mapper {
         more: impl Fn(&Devices, u32) -> Vec<u32>,
     ) -> Verb<(u32, Claim<'_>)> {
         let mut devices = self.devices();
-        loop {
+        for look in 1_u32.. {
             let minor = devices.find(which)?;
             let minors = more(&devices, minor);
             let busy = |minor: &u32| devices.all.get(minor).is_some_and(|device| device.busy);
@@ -161,7 +163,13 @@ impl Mapper {
             if caller.gone() {
                 return Err(DmError::new(libc::EINTR));
             }
+            if look.is_multiple_of(TELL) {
+                let name = devices.get(minor).map(|device| device.name.clone()).unwrap_or_default();
+                let what = format!("{name}: waiting for another verb, which has this device or one that it lies on");
+                caller.tell(&schema::Waiting { what, ..schema::Waiting::default() });
+            }
         }
+        Err(DmError::new(libc::EINTR))
     }
 
     fn claim_one(&self, which: &Which, caller: &dyn Caller) -> Verb<(u32, Claim<'_>)> {
@@ -323,7 +331,8 @@ impl Mapper {
             .build(minor, (source, text), load.read_only, directory)
             .map_err(|diagnostic| table::refused(minor, &diagnostic).kernel("ioctl: error adding target to table"))?;
         table.force = load.force;
-        let warnings = std::mem::take(&mut table.warnings);
+        let mut warnings = std::mem::take(&mut table.warnings);
+        warnings.extend(self.shared(Some((minor, &table))));
         let mut devices = self.devices();
         for lower in table.lowers() {
             // One that was removed meanwhile.
@@ -384,6 +393,10 @@ impl Mapper {
             drop(devices);
             self.devices().get_mut(minor)?.deferred_remove = false;
             return Ok(schema::Reply::default());
+        }
+        let disk = &devices.get(minor)?.disk;
+        if let Some(done) = disk.stats.message(&message.args, disk.chain().len().get()) {
+            return done.map(|text| schema::Reply { text });
         }
         if first.starts_with('@') {
             return invalid(format!("ioctl: Unsupported message sent to DM core: {first}"));
@@ -495,8 +508,23 @@ impl Mapper {
     ///
     /// # Errors
     /// No such device (ENXIO).
-    pub fn stats(&self, _query: &schema::StatsQuery) -> Verb<Vec<crate::stats::Snapshot>> {
-        Err(DmError::new(libc::ENOSYS))
+    pub fn stats(&self, query: &schema::StatsQuery) -> Verb<Vec<crate::stats::Snapshot>> {
+        let disks: Vec<(String, u32, Arc<Disk>)> = {
+            let devices = self.devices();
+            let minors = match &query.which {
+                Some(which) => vec![devices.find(which)?],
+                None => devices.all.keys().copied().collect(),
+            };
+            let told = |minor: u32| {
+                Some((devices.get(minor).ok()?.name.clone(), minor, devices.get(minor).ok()?.disk.clone()))
+            };
+            minors.into_iter().filter_map(told).collect()
+        };
+        // Without the lock: it may take a while.
+        let told = |(name, minor, disk): &(String, u32, Arc<Disk>)| {
+            disk.stats.snapshot(name, *minor, &disk.chain(), query.segments)
+        };
+        Ok(disks.iter().map(told).collect())
     }
 }
 

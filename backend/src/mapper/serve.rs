@@ -170,21 +170,25 @@ impl Mapper {
             drop(devices);
             return self.remove(&Remove { force: false, ..remove.clone() }, caller);
         }
-        let mut devices = self.devices();
-        let users = devices.open_count(minor);
-        // A front end that connects at this moment is refused, or makes the device be in use.
-        let closed =
-            users == 0 && devices.get(minor)?.serving.as_ref().is_none_or(|serving| serving.server.close_if_idle());
-        if !closed {
+        let busy = |mapper: &Mapper| {
             if !remove.deferred {
                 return Err(DmError::new(libc::EBUSY));
             }
-            devices.get_mut(minor)?.deferred_remove = true;
-            return Ok(Removed { deferred: true });
+            mapper.devices().get_mut(minor)?.deferred_remove = true;
+            Ok(Removed { deferred: true })
+        };
+        if in_use(self) {
+            return busy(self);
         }
-        drop(devices);
         let kept = self.keep_without(minor)?;
         let mut devices = self.devices();
+        // A front end that connects at this moment is refused, or makes the device be in use.
+        if devices.get(minor)?.serving.as_ref().is_some_and(|serving| !serving.server.close_if_idle()) {
+            drop(devices);
+            drop(kept);
+            self.keep_changed()?;
+            return busy(self);
+        }
         let gone = devices.all.remove(&minor);
         let lowers: Vec<u32> =
             gone.iter().flat_map(|device| device.active.iter().flat_map(|table| table.lowers())).collect();

@@ -1,15 +1,16 @@
 //! The devices of a table file, all at once.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dm_table::{Device, Diagnostic, TableFile};
+use dm_table::{Diagnostic, TableFile};
 
 use crate::control::schema::Create;
 use crate::disk::Disk;
 use crate::map::{Map, shared};
 
-use super::device::Tables;
+use super::device::{Device, Tables};
 use super::table::Table;
 use super::{DmError, Mapper};
 
@@ -59,7 +60,7 @@ impl Mapper {
         }
         let mut seen = std::collections::HashSet::new();
         warnings.retain(|warning| seen.insert(warning.clone()));
-        warnings.extend(self.shared());
+        warnings.extend(self.shared(None));
         Ok(warnings)
     }
 
@@ -75,31 +76,56 @@ impl Mapper {
         Ok(())
     }
 
-    /// Component sectors that two disks would write.
-    pub(super) fn shared(&self) -> Vec<String> {
+    /// Component sectors that two disks would write; with a table that is to be live, those that it shares with others.
+    pub(super) fn shared(&self, loaded: Option<(u32, &Table)>) -> Vec<String> {
         let devices = self.devices();
-        let tops = devices.all.values().filter(|device| devices.open_count(device.minor) == 0 || device.is_connected());
-        let written = tops.filter_map(|device| Some((device, device.active.as_ref().filter(|t| !t.read_only)?)));
-        let (disks, maps): (Vec<_>, Vec<&Map>) = written.map(|(device, table)| (device, &*table.map)).unzip();
+        let below = |minor: u32| loaded.is_some_and(|(_, table)| table.lowers().contains(&minor));
+        let is_disk = |device: &Device| device.is_connected() || devices.above(device.minor, false).len() == 1;
+        let mut disks: Vec<(u32, &Table)> = devices
+            .all
+            .values()
+            .filter(|device| {
+                is_disk(device) && !below(device.minor) && loaded.is_none_or(|(minor, _)| minor != device.minor)
+            })
+            .filter_map(|device| Some((device.minor, device.active.as_deref()?)))
+            .collect();
+        disks.extend(loaded);
+        disks.retain(|(_, table)| !table.read_only);
+        let mut first = HashMap::new();
+        let mut same = HashMap::new();
+        let chains = devices.all.values().map(|device| device.disk.chain());
+        let found: Vec<_> = chains
+            .flat_map(|chain| chain.components.iter().map(|(ix, c)| (ix, c.clone())).collect::<Vec<_>>())
+            .collect();
+        let loaded_ones = loaded.into_iter().flat_map(|(_, table)| table.components().map(|(ix, c)| (ix, c.clone())));
+        for (ix, component) in found.into_iter().chain(loaded_ones) {
+            let (one, name) = first.entry(component.identity).or_insert((ix, component.name.clone()));
+            same.insert(ix, (*one, name.clone()));
+        }
+        let name = |minor: u32| devices.all.get(&minor).map_or_else(String::new, |device| device.disk.name());
         let tell = |shared: &crate::map::Shared| {
-            let (one, other) = (disks[shared.disks.0], disks[shared.disks.1]);
-            let chain = one.disk.chain();
-            let component = chain.components.get(shared.dev).map_or("a component", |c| c.name.as_str());
-            format!(
-                "sectors {}..{} of {component} are reachable through {} and {}: what one guest writes changes under the other",
-                shared.start,
-                shared.end,
-                one.disk.name(),
-                other.disk.name(),
-            )
+            let (one, other) = (disks[shared.disks.0].0, disks[shared.disks.1].0);
+            let component = same.get(&shared.dev).map_or("a component", |(_, name)| name.as_str());
+            let concerned = loaded.is_none_or(|(minor, _)| one == minor || other == minor);
+            concerned.then(|| {
+                format!(
+                    "sectors {}..{} of {component} are reachable through {} and {}: what one guest writes changes under the \
+                     other",
+                    shared.start,
+                    shared.end,
+                    name(one),
+                    name(other),
+                )
+            })
         };
-        shared(&maps).iter().map(tell).collect()
+        let maps: Vec<&Map> = disks.iter().map(|(_, table)| &*table.map).collect();
+        shared(&maps, &|dev| same.get(&dev).map_or(dev, |(one, _)| *one)).iter().filter_map(tell).collect()
     }
 
     /// The devices, in the order in which they were made.
     pub fn started(&self) -> Vec<Started> {
         let devices = self.devices();
-        let started = |(minor, device): (&u32, &super::Device)| Started {
+        let started = |(minor, device): (&u32, &Device)| Started {
             minor: *minor,
             name: device.disk.name(),
             socket: super::serve::socket_name(&device.name),
@@ -116,7 +142,7 @@ impl Mapper {
     }
 }
 
-fn created(device: &Device, name: &str) -> Create {
+fn created(device: &dm_table::Device, name: &str) -> Create {
     // The file of a plain table may be called anything.
     let plain = || dm_table::mangle(name).unwrap_or_else(|| "disk".to_owned());
     let mangled = device.mapper_name().unwrap_or_else(plain);

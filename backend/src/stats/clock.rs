@@ -4,10 +4,11 @@ use nix::time::{ClockId, clock_gettime};
 
 /// Turns with work of which one is timed, where nothing else calls for a look at the clock. A prime, so that no rhythm of
 /// turns keeps step with it.
-const EVERY: u64 = 61;
+const EVERY: u64 = 127;
 
 /// Nanoseconds of the monotonic clock.
-#[inline]
+// Not inline: where it is called seldom its caller is better off small.
+#[inline(never)]
 pub fn now() -> u64 {
     match clock_gettime(ClockId::CLOCK_MONOTONIC) {
         Ok(time) => time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64,
@@ -27,6 +28,8 @@ pub struct Clock {
     weight: u64,
     asleep: bool,
     turns: u64,
+    // When the last request of a turn that is timed had ended; 0: none has.
+    mark: u64,
 }
 
 impl Clock {
@@ -34,6 +37,7 @@ impl Clock {
     #[inline]
     pub fn begin(&mut self) {
         self.now = 0;
+        self.mark = 0;
         self.weight = match (std::mem::take(&mut self.asleep), self.turns) {
             (true, _) => 1,
             (false, 0) => EVERY,
@@ -64,6 +68,19 @@ impl Clock {
     #[inline]
     pub fn weight(&self) -> u64 {
         self.weight
+    }
+
+    /// When a request is taken of a turn that is timed: when the one before it had ended.
+    #[cold]
+    pub fn taken(&mut self) -> u64 {
+        if self.mark == 0 { now() } else { self.mark }
+    }
+
+    /// When such a request has ended.
+    #[cold]
+    pub fn ended(&mut self) -> u64 {
+        self.mark = now();
+        self.mark
     }
 
     /// The time of this part of the turn.

@@ -6,17 +6,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::histogram::Sum;
 use super::lane::{self, Lane, Pieces, Requests, shift};
-use super::{Component, Counters, Device, KINDS, Segment, Snapshot, now};
+use super::{Component, Counters, Device, KINDS, Regions, Segment, Snapshot, now};
 use crate::chain::Chain;
 use crate::device::Access;
 use crate::map::{DevIx, Place};
+use crate::mapper::DmError;
+
+/// A queue, and what it has last served, if anything.
+type Queue = (Arc<Requests>, Option<Arc<Lane>>);
 
 /// One for each mapped device, for as long as there is the device: what its guest has asked for outlasts queues, front ends
 /// and tables.
 #[derive(Debug, Default)]
 pub struct Disk {
-    // By queue; each with its lane, if it has been served.
-    queues: Mutex<Vec<(Arc<Requests>, Option<Arc<Lane>>)>>,
+    // By index.
+    queues: Mutex<Vec<Queue>>,
+    regions: Arc<Regions>,
 }
 
 impl Disk {
@@ -25,7 +30,7 @@ impl Disk {
         Disk::default()
     }
 
-    fn queues(&self) -> MutexGuard<'_, Vec<(Arc<Requests>, Option<Arc<Lane>>)>> {
+    fn queues(&self) -> MutexGuard<'_, Vec<Queue>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -38,8 +43,16 @@ impl Disk {
         let (requests, lane) = &mut queues[queue];
         match lane {
             Some(lane) if lane.is_of(chain) => lane.clone(),
-            _ => lane.insert(Arc::new(Lane::new(requests.clone(), chain))).clone(),
+            _ => lane.insert(Arc::new(Lane::new(requests.clone(), self.regions.clone(), chain))).clone(),
         }
+    }
+
+    /// Does what a message `@stats_...` says; `None` if it is none that there is. `len`: the length of the device in sectors.
+    ///
+    /// # Errors
+    /// As the kernel's: EINVAL, ENOENT, ENOMEM.
+    pub fn message(&self, words: &[String], len: u64) -> Option<Result<Option<String>, DmError>> {
+        self.regions.message(words, len)
     }
 
     /// What the device has done. `chain` is its live table, whose segments and components are told of.
@@ -141,3 +154,6 @@ fn segments(chain: &Chain, lanes: &[Arc<Lane>]) -> Vec<Segment> {
     };
     places.chunks(together).enumerate().map(group).collect()
 }
+
+#[cfg(test)]
+mod tests;

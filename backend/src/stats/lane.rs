@@ -8,10 +8,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use bytemuck::allocation::zeroed_slice_box;
 
-use super::Meter;
 use super::histogram::{Histogram, add};
+use super::{Meter, Regions};
 use crate::chain::Chain;
 use crate::map::{DevIx, Map};
+
+/// Records that nothing is counted in, before and after those of segments: so much memory that the stores of two workers
+/// do not meet in a cache line.
+const MARGIN: usize = 4;
 
 /// Most records of segments that a queue keeps, 32 bytes each. In longer tables several segments have one record.
 pub(super) const MOST_RECORDS: usize = 1 << 16;
@@ -82,6 +86,7 @@ pub(super) struct Requests {
 
 /// Counters of a component device.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub(super) struct Component {
     pub kinds: [Counters; KINDS],
     pub in_flight: AtomicU32,
@@ -116,13 +121,14 @@ pub(super) struct Pieces {
 impl Segments {
     fn new(segments: usize) -> Segments {
         let shift = shift(segments);
-        Segments { records: zeroed_slice_box(segments.div_ceil(1 << shift)), shift, errors: OnceLock::new() }
+        let records = segments.div_ceil(1 << shift) + 2 * MARGIN;
+        Segments { records: zeroed_slice_box(records), shift, errors: OnceLock::new() }
     }
 
     #[inline]
     fn count(&self, segment: u32, write: bool, sectors: u64) {
         // What lies beyond the map has no segment.
-        let Some(record) = self.records.get((segment >> self.shift) as usize) else { return };
+        let Some(record) = self.records.get((segment >> self.shift) as usize + MARGIN) else { return };
         let at = usize::from(write) * 2;
         add(&record[at], 1);
         add(&record[at + 1], sectors);
@@ -131,12 +137,13 @@ impl Segments {
     #[cold]
     fn failed(&self, segment: u32) {
         let errors = self.errors.get_or_init(|| zeroed_slice_box(self.records.len()));
-        if let Some(counter) = errors.get((segment >> self.shift) as usize) {
+        if let Some(counter) = errors.get((segment >> self.shift) as usize + MARGIN) {
             add(counter, 1);
         }
     }
 
     pub fn read(&self, record: usize, to: &mut Pieces) {
+        let record = record + MARGIN;
         let Some(from) = self.records.get(record) else { return };
         let [reads, read_sectors, writes, written_sectors] = from.each_ref().map(|n| n.load(Ordering::Relaxed));
         to.reads += reads;
@@ -151,6 +158,7 @@ impl Segments {
 #[derive(Debug)]
 pub struct Lane {
     pub(super) requests: Arc<Requests>,
+    pub(crate) regions: Arc<Regions>,
     pub(super) segments: Segments,
     // By index; of those that the map leads to.
     pub(super) components: Box<[Option<Box<Component>>]>,
@@ -159,7 +167,7 @@ pub struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(requests: Arc<Requests>, chain: &Chain) -> Lane {
+    pub(super) fn new(requests: Arc<Requests>, regions: Arc<Regions>, chain: &Chain) -> Lane {
         let mut components = Vec::new();
         for (ix, _) in chain.components.iter() {
             let at = usize::from(ix.0);
@@ -168,6 +176,7 @@ impl Lane {
         }
         Lane {
             requests,
+            regions,
             segments: Segments::new(chain.map.segments()),
             components: components.into(),
             map: Arc::downgrade(&chain.map),
@@ -176,7 +185,7 @@ impl Lane {
 
     /// One that no device reads.
     pub fn detached(chain: &Chain) -> Arc<Lane> {
-        Arc::new(Lane::new(Arc::default(), chain))
+        Arc::new(Lane::new(Arc::default(), Arc::default(), chain))
     }
 
     /// Whether segments and components are those of a chain.
@@ -210,7 +219,8 @@ impl Lane {
     }
 
     /// So long after it was taken.
-    #[inline]
+    // Not inline: see `now`.
+    #[inline(never)]
     pub(crate) fn took(&self, kind: Kind, ns: u64, weight: u64) {
         self.requests.kinds[kind as usize % KINDS].time(ns, weight);
     }

@@ -9,10 +9,18 @@ mod disk;
 mod histogram;
 mod lane;
 mod meter;
+mod metrics;
+mod openmetrics;
+mod region;
+mod regions;
 mod snapshot;
 
 pub use clock::{Clock, now};
 pub use disk::Disk;
 pub use lane::{Kind, Lane};
 pub use meter::Meter;
+pub use metrics::{MetricsError, Writer};
+pub use openmetrics::openmetrics;
+pub use regions::Regions;
+pub(crate) use regions::Watch;
 pub use snapshot::{Component, Counters, Device, KINDS, Latency, Segment, Snapshot, Worker};

@@ -42,6 +42,8 @@ struct Join {
     task: u32,
     left: u32,
     errno: i32,
+    // When its last part was given to a device, on the clock of the statistics.
+    began: u64,
 }
 
 /// What the tasks of a worker share.
@@ -73,6 +75,18 @@ impl Inner {
         if one.left == 0 {
             self.ready.push(one.task);
         }
+    }
+
+    /// A part of an operation has been given to a device.
+    pub fn begin(&mut self, join: u32, now: u64) {
+        if let Some(one) = self.joins.get_mut(join as usize) {
+            one.began = now;
+        }
+    }
+
+    /// When that was.
+    pub fn began(&self, join: u32) -> u64 {
+        self.joins.get(join as usize).map_or(0, |one| one.began)
     }
 
     /// When the next task is to be woken.
@@ -133,7 +147,7 @@ impl Cx {
                 inner.joins.push(Join::default());
             }
             // One for the cutting itself.
-            inner.joins[join as usize] = Join { task: self.task, left: 1, errno: 0 };
+            inner.joins[join as usize] = Join { task: self.task, left: 1, errno: 0, began: 0 };
             let mut part = Part { inner: &mut inner, join, task: self.task, action };
             match action {
                 Action::Flush => part.flush(leg),

@@ -1,8 +1,11 @@
 //! `dust`: a device with bad blocks, which a write repairs (dm-dust.c).
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dm_table::DustMessage;
 
 use super::{Cx, Io, Refused, Target};
 use crate::guest::HostSlice;
@@ -70,29 +73,23 @@ impl Dust {
         }
     }
 
-    fn number(text: &str) -> Option<u64> {
-        text.parse().ok()
+    fn blocks(&self) -> u64 {
+        self.size.div_ceil(self.block)
     }
 
-    fn in_range(&self, block: u64) -> Result<(), Refused> {
-        match block < self.size.div_ceil(self.block) {
-            true => Ok(()),
-            false => Err("dust: selected block value out of range".into()),
-        }
-    }
-
-    fn add(&self, block: u64, fails: u64) -> Result<Option<String>, Refused> {
-        self.in_range(block)?;
-        let count = u8::try_from(fails).map_err(|_| "dust: selected write fail count out of range".to_owned())?;
+    fn add(&self, block: u64, fails: u8) -> Result<(), Refused> {
         match self.bad().entry(block) {
-            std::collections::btree_map::Entry::Occupied(_) => {
-                Err(format!("dust: block {block} already in badblocklist"))
-            }
-            std::collections::btree_map::Entry::Vacant(place) => {
-                place.insert(count);
-                Ok(None)
+            Entry::Occupied(_) => Err(format!("dust: dust_add_block: block {block} already in badblocklist")),
+            Entry::Vacant(place) => {
+                place.insert(fails);
+                Ok(())
             }
         }
+    }
+
+    fn remove(&self, block: u64) -> Result<(), Refused> {
+        let removed = self.bad().remove(&block);
+        removed.map(drop).ok_or_else(|| format!("dust: dust_remove_block: block {block} not found in badblocklist"))
     }
 }
 
@@ -135,50 +132,33 @@ impl Target for Dust {
     }
 
     fn message(&self, args: &[&str]) -> Result<Option<String>, Refused> {
-        let wrong =
-            || Err(format!("dust: unrecognized message '{}' received", args.first().copied().unwrap_or_default()));
-        let Some(verb) = args.first().map(|verb| verb.to_ascii_lowercase()) else { return wrong() };
-        let number = |n: usize| args.get(n).and_then(|text| Dust::number(text));
-        match (verb.as_str(), args.len()) {
-            (_, 4..) => Err(format!("dust: invalid number of arguments '{}'", args.len())),
-            ("addbadblock" | "removebadblock" | "queryblock", 1) => {
-                Err(format!("dust: {verb} requires an additional argument"))
-            }
-            ("addbadblock", _) => match (number(1), args.get(2).map_or(Some(0), |_| number(2))) {
-                (Some(block), Some(fails)) => self.add(block, fails),
-                _ => wrong(),
-            },
-            ("removebadblock", 2) => {
-                let Some(block) = number(1) else { return wrong() };
-                match self.bad().remove(&block) {
-                    Some(_) => Ok(None),
-                    None => Err(format!("dust: block {block} not found in badblocklist")),
-                }
-            }
-            ("queryblock", 2) => {
-                let Some(block) = number(1) else { return wrong() };
-                self.in_range(block)?;
+        let parsed = DustMessage::parse(args, self.blocks());
+        let message = parsed.map_err(|error| error.kernel().map_or_else(|| error.to_string(), str::to_owned))?;
+        match message {
+            DustMessage::AddBadBlock { block, write_fails } => self.add(block, write_fails).map(|()| None),
+            DustMessage::RemoveBadBlock { block } => self.remove(block).map(|()| None),
+            DustMessage::QueryBlock { block } => {
                 let not = if self.bad().contains_key(&block) { "" } else { "not " };
                 Ok(Some(format!("dust_query_block: block {block} {not}found in badblocklist")))
             }
-            ("countbadblocks", 1) => Ok(Some(format!("countbadblocks: {} badblock(s) found", self.bad().len()))),
-            ("listbadblocks", 1) => {
+            DustMessage::CountBadBlocks => Ok(Some(format!("countbadblocks: {} badblock(s) found", self.bad().len()))),
+            DustMessage::ListBadBlocks => {
                 let list: Vec<String> = self.bad().keys().map(u64::to_string).collect();
                 Ok(Some(if list.is_empty() { "No blocks in badblocklist".into() } else { list.join("\n") }))
             }
-            ("clearbadblocks", 1) => {
-                self.bad().clear();
+            DustMessage::ClearBadBlocks => {
+                let all = std::mem::take(&mut *self.bad());
+                let said = if all.is_empty() { "no badblocks found" } else { "badblocks cleared" };
+                Ok(Some(format!("dust_clear_badblocks: {said}")))
+            }
+            DustMessage::Enable | DustMessage::Disable => {
+                self.state.enabled.store(message == DustMessage::Enable, Ordering::Release);
                 Ok(None)
             }
-            ("enable" | "disable", 1) => {
-                self.state.enabled.store(verb == "enable", Ordering::Release);
-                Ok(None)
-            }
-            ("quiet", 1) => {
+            DustMessage::Quiet => {
                 self.state.quiet.fetch_not(Ordering::Relaxed);
                 Ok(None)
             }
-            _ => wrong(),
         }
     }
 

@@ -34,6 +34,8 @@ pub(super) fn cell(text: impl Into<String>) -> Cell {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Theme {
     pub colour: bool,
+    /// The selection is shown by more than its mark.
+    pub reverse: bool,
 }
 
 impl Theme {
@@ -45,8 +47,8 @@ impl Theme {
         self.paint(Color::Cyan).add_modifier(Modifier::BOLD)
     }
 
-    pub fn heading(self) -> Style {
-        self.paint(Color::DarkGray).add_modifier(Modifier::BOLD)
+    pub fn heading() -> Style {
+        Style::new().add_modifier(Modifier::BOLD)
     }
 
     pub fn faint(self) -> Style {
@@ -58,7 +60,7 @@ impl Theme {
     }
 
     pub fn selected(self) -> Style {
-        Style::new().add_modifier(Modifier::REVERSED)
+        if self.reverse { Style::new().add_modifier(Modifier::REVERSED) } else { Style::new() }
     }
 }
 
@@ -130,7 +132,7 @@ pub(super) fn table(
         if columns[index].right { blank + &text } else { text + &blank }
     };
     for (index, x, width) in &places {
-        put(buf, area, (x + 1, 0), *width, &aligned(columns[*index].title, *index, *width), theme.heading());
+        put(buf, area, (x + 1, 0), *width, &aligned(columns[*index].title, *index, *width), Theme::heading());
     }
     for (number, row) in (1..area.height).zip(rows) {
         let chosen = selected == Some(usize::from(number) - 1);

@@ -32,7 +32,7 @@ use state::State;
 pub fn top(control_path: Option<&Path>, interval: Duration, once: bool, names: Vec<String>) -> Result<(), String> {
     let source = Source::new(control_path).map_err(|error| error.to_string())?;
     let socket = source.path().display().to_string();
-    let state = State { socket, interval, colour: once::Means::of_output().colour, ..State::default() };
+    let state = State { socket, interval, once, colour: once::Means::of_output().colour, ..State::default() };
     if once {
         return once::print(source, &names, state);
     }
@@ -49,6 +49,8 @@ pub enum Form {
     Human,
     /// As the control socket gives it.
     Json,
+    /// For scrapers: see [`crate::stats::openmetrics`].
+    OpenMetrics,
 }
 
 /// `vhost-user-dm stats`.
@@ -69,6 +71,7 @@ pub fn stats(control_path: Option<&Path>, form: Form, segments: bool, names: &[S
     let text = match form {
         Form::Human => print::human(&snapshots),
         Form::Json => serde_json::to_string(&snapshots).map_err(|error| error.to_string())? + "\n",
+        Form::OpenMetrics => crate::stats::openmetrics(&snapshots),
     };
     once::write(&text)
 }

@@ -69,6 +69,8 @@ pub struct State {
     pub interval: Duration,
     /// Whether colours may be used.
     pub colour: bool,
+    /// It is one picture, without keys.
+    pub once: bool,
     /// Why there are no new numbers, if there should be.
     pub problem: Option<String>,
     pub(super) paused: bool,

@@ -133,7 +133,11 @@ fn numbers_stay_while_nobody_answers() {
     let mut state = typical_state();
     state.problem = Some("the control socket /run/dm.sock: the process hung up".into());
     let shown = picture(&state, 80, 24);
-    assert!(shown.contains(">disk") && shown.ends_with("the process hung up; trying again\n"), "{shown}");
+    assert!(
+        shown.contains(">disk")
+            && shown.ends_with("\n trying again: the control socket /run/dm.sock: the process hung up\n"),
+        "{shown}"
+    );
     state.take(Answer { devices: vec![typical(4)], detail: None, missing: vec!["disc".into()] });
     let shown = picture(&state, 80, 24);
     assert!(shown.ends_with(" no such device: disc\n"), "{shown}");
@@ -199,6 +203,17 @@ fn colours_are_used_where_they_may_be() {
     assert!(coloured(true).contains("\x1b[38;5;"));
     let without = coloured(false);
     assert!(without.contains("\x1b[7m") && !without.contains("\x1b[38;5;"), "{without:?}");
+}
+
+#[test]
+fn one_picture_has_no_keys_and_no_bar() {
+    let state = State { once: true, ..typical_state() };
+    let height = view::height(&state);
+    let mut buffer = Buffer::empty(Rect::new(0, 0, 80, height));
+    view::render(&state, buffer.area, &mut buffer);
+    let shown = text(&buffer, Means { escapes: true, colour: false });
+    assert!(!shown.contains("\x1b[7m") && !shown.contains("q quit") && shown.contains("\n>disk"), "{shown:?}");
+    assert!(shown.contains("\n error "), "all segments: {shown}");
 }
 
 #[test]

@@ -37,8 +37,8 @@ const COMPONENTS: [Column; 9] = [
 ];
 const SEGMENTS: [Column; 6] = [
     left("SEGMENT", 24, 0),
-    right("START", 12, 5),
-    right("SECTORS", 12, 4),
+    right("START", 10, 5),
+    right("SECTORS", 10, 4),
     right("rdMB/s", 6, 1),
     right("wrMB/s", 6, 2),
     right("ERRORS", 6, 3),
@@ -70,12 +70,12 @@ const HELP: [&str; 18] = [
 /// Draws `state` on `area`.
 pub fn render(state: &State, area: Rect, buf: &mut Buffer) {
     let area = area.intersection(buf.area);
-    let theme = Theme { colour: state.colour };
+    let theme = Theme { colour: state.colour, reverse: !state.once };
     if area.is_empty() {
         return;
     }
     title(state, theme, area, buf);
-    let footer = area.height > 3;
+    let footer = area.height > 3 && !state.once;
     let body = below(area, 1, area.height - 1 - u16::from(footer));
     if footer {
         foot(state, theme, below(area, area.height - 1, 1), buf);
@@ -139,7 +139,7 @@ fn title(state: &State, theme: Theme, area: Rect, buf: &mut Buffer) {
 fn foot(state: &State, theme: Theme, area: Rect, buf: &mut Buffer) {
     match &state.problem {
         Some(problem) => {
-            put(buf, area, (1, 0), area.width, &format!("{}; trying again", units::clean(problem)), theme.error())
+            put(buf, area, (1, 0), area.width, &format!("trying again: {}", units::clean(problem)), theme.error())
         }
         None if state.paused => put(buf, area, (1, 0), area.width, "paused   p go on   q quit", theme.title()),
         None if !state.missing.is_empty() => {
@@ -233,15 +233,14 @@ fn detail(state: &State, theme: Theme, area: Rect, buf: &mut Buffer) {
 fn rule(theme: Theme, view: &View, area: Rect, buf: &mut Buffer) {
     let device = &view.now.device;
     let text = format!(
-        "── {}: {}, {}, {}, {} under way ",
+        "── {}: {}, {}, {} ",
         units::clean(&view.now.name),
         units::size(device.sectors),
         count(view.now.segments.len(), "segment"),
-        count(usize::try_from(device.queues).unwrap_or(usize::MAX), "queue"),
-        device.in_flight
+        count(usize::try_from(device.queues).unwrap_or(usize::MAX), "queue")
     );
     put(buf, area, (0, 0), area.width, &"─".repeat(usize::from(area.width)), theme.faint());
-    put(buf, area, (0, 0), area.width, &text, theme.heading());
+    put(buf, area, (0, 0), area.width, &text, Theme::heading());
 }
 
 fn components(theme: Theme, view: &View, area: Rect, buf: &mut Buffer) {

@@ -357,6 +357,7 @@ impl<E: Engine> Core<E> {
                     _ => Some(libc::EIO),
                 };
                 let mut local = self.local.0.borrow_mut();
+                local.begin(join, self.clock.now());
                 local.spare(data);
                 if let Some(errno) = ended {
                     local.done(join, errno);
@@ -394,8 +395,10 @@ impl<E: Engine> Core<E> {
                     match verdict.owner.join() {
                         None => place.queue.complete(&verdict, &mut self.clock),
                         Some(join) => {
-                            place.queue.task_operation_ended(&verdict);
-                            self.local.0.borrow_mut().done(join, verdict.errno);
+                            let mut local = self.local.0.borrow_mut();
+                            let ns = self.clock.now().saturating_sub(local.began(join));
+                            place.queue.task_operation_ended(&verdict, ns);
+                            local.done(join, verdict.errno);
                         }
                     }
                 }

@@ -4,30 +4,29 @@
 //! it, and [`Queue::drained`] is what lets go of it.
 
 mod ranges;
+mod tasks;
+mod transfer;
 
 use std::fs::File;
 use std::io::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use dm_table::Sectors;
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 
-use super::cursor::{Cursor, copied};
 use super::dirty::Dirty;
-use super::ops::{Action, Device, NO_SEGMENT, Ops, Owner, Verdict};
+use super::ops::{Action, Device, Ops, Verdict};
 use super::returns::{Order, Returns, Ticket};
-use super::tasks::{Parent, Tasks};
+use super::tasks::Tasks;
 use crate::chain::Chain;
 use crate::device::Access;
 use crate::engine::Engine;
 use crate::guest::{Guest, HostSlice, Record, SplitRing};
 use crate::inflight::Tracker;
 use crate::limited;
-use crate::map::{DevIx, Piece, Step};
+use crate::map::DevIx;
 use crate::request::{self, ChainError, ID_LEN, Kind};
-use crate::stats::{self, Clock, Lane};
-use crate::targets::Io;
+use crate::stats::{self, Clock, Lane, Watch};
 use crate::vring::{Broken, Vring};
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
@@ -93,6 +92,8 @@ struct Slot {
     sectors: u32,
     // When it was taken; of a request that a device has a part in.
     began: u64,
+    // It is counted in regions.
+    watched: bool,
 }
 
 /// See the module's text.
@@ -101,6 +102,9 @@ pub struct Queue {
     name: String,
     chain: Arc<Chain>,
     lane: Arc<Lane>,
+    watch: Watch,
+    // There are regions.
+    watches: bool,
     serial: [u8; ID_LEN],
     guest: Arc<Guest>,
     vring: Vring,
@@ -179,6 +183,8 @@ impl Queue {
             name: setup.name,
             chain: setup.chain,
             lane: setup.lane,
+            watch: Watch::default(),
+            watches: false,
             serial: setup.serial,
             dirty: setup.ring.log().map(|log| Box::new(Dirty::new(log.clone(), setup.guest.clone()))),
             vring: Vring::new(setup.ring, base, setup.event_idx),
@@ -212,6 +218,7 @@ impl Queue {
         // one ring full at most, and so many bytes, so that no driver can keep the worker from anything else.
         let mut bytes = 0;
         self.full = false;
+        self.watches = self.watch.look(&self.lane.regions);
         for _ in 0..self.vring.ring().size() {
             let most = self.vring.ring().size();
             if self.in_flight >= u32::from(most)
@@ -305,6 +312,7 @@ impl Queue {
             kind: counted(kind),
             sectors: 0,
             began: 0,
+            watched: false,
         };
         match self.free.pop() {
             Some(index) => {
@@ -337,6 +345,9 @@ impl Queue {
             dirty.end(index, &slot.status_byte);
         }
         let (head, ticket) = (slot.head, slot.ticket);
+        if slot.watched {
+            self.watch.end(index);
+        }
         self.free.push(index);
         self.in_flight -= 1;
         self.returns.ended(&mut self.vring, ticket, head, written);
@@ -363,170 +374,6 @@ impl Queue {
         let block = self.chain.block_sectors();
         at.checked_add(len).is_some_and(|end| end <= self.chain.len().get())
             && (block == 1 || (at.is_multiple_of(block) && len.is_multiple_of(block)))
-    }
-
-    #[inline]
-    fn transfer(&mut self, kind: Kind, slot: u32, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine) {
-        let write = kind == Kind::Write;
-        let (at, bytes) = (self.request.at, self.request.data_len);
-        let sectors = bytes / dm_table::SECTOR_SIZE;
-        if !bytes.is_multiple_of(dm_table::SECTOR_SIZE)
-            || !self.in_range(at, sectors)
-            || (write && self.chain.read_only)
-            || bytes > MAX_TRANSFER
-        {
-            self.slots[slot as usize].status = IOERR;
-            return;
-        }
-        self.slots[slot as usize].sectors = sectors as u32;
-        if !write {
-            self.slots[slot as usize].written = bytes as u32;
-        }
-        let action = match write {
-            true => Action::Write { durable: self.write_through.load(Ordering::Relaxed) },
-            false => Action::Read,
-        };
-        let (queue, number) = (self.index, slot);
-        let Queue { slots, devices, request, chain, lane, .. } = self;
-        let slot = &mut slots[slot as usize];
-        let mut cursor = Cursor::new(&request.data);
-        chain.map.pieces(Sectors::new(at), Sectors::new(sectors), &mut |piece: Piece| {
-            let len = piece.len.bytes();
-            lane.piece(piece.segment, write, piece.len.get());
-            match piece.step {
-                Step::Device { dev, at } => {
-                    let Some(Some(device)) = devices.get(usize::from(dev.0)) else {
-                        slot.status = IOERR;
-                        lane.piece_failed(piece.segment);
-                        return cursor.skip(len);
-                    };
-                    if let Some(mapping) = chain.mapping(dev)
-                        && copied(mapping, write, at, &mut cursor, len)
-                    {
-                        return lane.copied(dev, slot.kind, piece.len.get());
-                    }
-                    let owner = Owner { queue, slot: number, segment: piece.segment };
-                    let draft = ops.draft(owner, action, dev.0, *device, at.bytes(), len);
-                    cursor.take(len, |slice| draft.data.push(slice));
-                    let token = draft.token();
-                    slot.pending += 1;
-                    lane.started(dev);
-                    ops.start(engine, token);
-                }
-                Step::Target { target, at } => {
-                    let Some(target) = chain.map.target(target) else {
-                        slot.status = IOERR;
-                        return cursor.skip(len);
-                    };
-                    let owner = Owner { queue, slot: number, segment: piece.segment };
-                    let mut data = tasks.slices();
-                    cursor.take(len, |slice| data.push(slice));
-                    slot.pending += 1;
-                    let io = Io { action, at: at.get(), len: piece.len.get(), data };
-                    tasks.spawn(owner.queue, Parent::Request(owner), target.clone(), io);
-                }
-                Step::Zero if write => cursor.skip(len),
-                Step::Zero => cursor.take(len, |slice| slice.fill_zero()),
-                Step::Error => {
-                    slot.status = IOERR;
-                    lane.piece_failed(piece.segment);
-                    cursor.skip(len);
-                }
-            }
-        });
-    }
-
-    fn flush(&mut self, slot: u32, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine) {
-        if self.chain.read_only {
-            return;
-        }
-        let owner = Owner { queue: self.index, slot, segment: NO_SEGMENT };
-        for target in self.chain.map.targets() {
-            self.slots[slot as usize].pending += 1;
-            let io = Io { action: Action::Flush, at: 0, len: 0, data: Vec::new() };
-            tasks.spawn(owner.queue, Parent::Request(owner), target.clone(), io);
-        }
-        for ix in self.chain.map.flush_set() {
-            let Some(Some(device)) = self.devices.get(usize::from(ix.0)) else { continue };
-            if self.chain.mapping(*ix).is_some() {
-                // Memory is all the storage there is: fsync(2) does nothing on these file systems.
-                continue;
-            }
-            let token = ops.draft(owner, Action::Flush, ix.0, *device, 0, 0).token();
-            self.slots[slot as usize].pending += 1;
-            self.lane.started(*ix);
-            ops.start(engine, token);
-        }
-    }
-
-    /// virtio 1.2, 5.2.6: the identity is a 20-byte string, not terminated when it fills them.
-    fn get_id(&mut self, slot: u32) {
-        if self.request.data_len < ID_LEN as u64 {
-            self.slots[slot as usize].status = IOERR;
-            return;
-        }
-        let mut done = 0;
-        for slice in &self.request.data {
-            done += slice.write(&self.serial[done..]);
-        }
-        self.slots[slot as usize].written = ID_LEN as u32;
-    }
-
-    /// Starts an operation of one of its tasks on a component device. The errno where it has ended already.
-    pub(super) fn start_for_task(
-        &mut self,
-        (join, action): (u32, Action),
-        (dev, at, len): (DevIx, u64, u64),
-        data: &[HostSlice],
-        ops: &mut Ops,
-        engine: &mut impl Engine,
-    ) -> Option<i32> {
-        let Some(Some(device)) = self.devices.get(usize::from(dev.0)) else { return Some(libc::EIO) };
-        if let Some(mapping) = self.chain.mapping(dev) {
-            let sector = Sectors::new(at / dm_table::SECTOR_SIZE);
-            match action {
-                Action::Read | Action::Write { .. } => {
-                    if copied(mapping, action != Action::Read, sector, &mut Cursor::new(data), len) {
-                        return Some(0);
-                    }
-                }
-                Action::Flush => return Some(0),
-                Action::Discard | Action::Zero { .. } => mapping.forget(at, len),
-            }
-        }
-        let draft = ops.draft(Owner::task(self.index, join), action, dev.0, *device, at, len);
-        self.lane.started(dev);
-        draft.data.extend_from_slice(data);
-        let token = draft.token();
-        ops.start(engine, token);
-        None
-    }
-
-    /// A request's task has ended.
-    pub(super) fn task_ended(&mut self, owner: Owner, errno: i32, clock: &mut Clock) {
-        let status = match errno {
-            0 => OK,
-            libc::EOPNOTSUPP => UNSUPP,
-            _ => IOERR,
-        };
-        if status != OK && owner.segment != NO_SEGMENT {
-            self.lane.piece_failed(owner.segment);
-        }
-        let slot = &self.slots[owner.slot as usize];
-        let (kind, ns) = (slot.kind, clock.now().saturating_sub(slot.began));
-        if self.settle(owner.slot, status) {
-            self.lane.took(kind, ns, 1);
-        }
-    }
-
-    /// An operation of one of its tasks has ended.
-    pub(super) fn task_operation_ended(&mut self, verdict: &Verdict) {
-        let failed = verdict.errno != 0;
-        if failed {
-            self.failed(verdict);
-        }
-        let (sectors, dev) = (verdict.len / dm_table::SECTOR_SIZE, DevIx(verdict.device));
-        self.lane.device_ended(dev, verdict.action.kind(), sectors, failed, 0);
     }
 
     /// Takes an operation's verdict.

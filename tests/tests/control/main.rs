@@ -2,6 +2,8 @@
 #![allow(missing_docs)]
 
 mod golden;
+mod hang;
+mod hostile;
 mod swap;
 mod verbs;
 

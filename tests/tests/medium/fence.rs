@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use dm_tests::blk::{Data, OK, Request, Shape, kind};
 use dm_tests::daemon::{self, Daemon, Served, flag};
 use dm_tests::files;
-use dm_tests::loops::{self, Loop, LoopFs};
+use dm_tests::loops::{self, Loop, LoopFs, hangs};
 use dm_tests::skip;
 use dm_tests::vmm::{Setup, Vmm};
 use rustix::process::Signal;
@@ -39,14 +39,6 @@ fn submit(vmm: &mut Vmm, slot: usize, value: u8) {
     let request = Request { kind: kind::OUT, sector: AT, data: Data::ToDevice(&bytes) };
     vmm.submit(0, slot, &request, &Shape::PLAIN, &mut fastrand::Rng::with_seed(1));
     vmm.kick(0);
-}
-
-/// Whether some task waits for a disk, state D: a thread of a process, or one of the kernel for a loop device.
-fn hangs(comm: &str, pid: Option<u32>) -> bool {
-    let dir = pid.map_or(PathBuf::from("/proc"), |pid| PathBuf::from(format!("/proc/{pid}/task")));
-    let tasks = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
-    stats.any(|stat| stat.split_once(" (").is_some_and(|(_, rest)| rest.starts_with(comm) && rest.contains(") D ")))
 }
 
 /// The bytes that a component holds where the writes go.

@@ -89,7 +89,7 @@ fn a_bad_block_fails_reads_until_it_is_written() {
     vmm.write(0, 14, &[8; SECTOR]).unwrap();
     assert_eq!(component.sector(30), [8; SECTOR]);
     let refused = served.must_not(&["message", "disk", "0", "removebadblock", "30"]);
-    assert!(refused.contains("dust: block 30 not found in badblocklist"), "{refused}");
+    assert!(refused.contains("dust: dust_remove_block: block 30 not found in badblocklist"), "{refused}");
     vmm.flush(0).unwrap();
     drop(vmm);
     served.stop();

@@ -349,6 +349,8 @@ mod tests {
         assert_eq!(text, "area:8.00:4.00k:2.00:50.00\narea:8.00:4.00k:2.00:50.00\nregion:16.00:4.00k:2.00:100.00\n");
         let (_, text) = process.dmsetup("stats report --noheadings -o region_id -S region_id=7");
         assert_eq!(text, "");
+        let (_, text) = process.dmsetup("stats report --noheadings -o region_id,read_count --count 2 --interval 1");
+        assert_eq!(text, "3:8\n3:8\n3:16\n\n3:8\n3:8\n3:16\n");
         assert_eq!(process.dmsetup("stats report --units x").1, "Invalid --units argument.\nCommand failed.\n");
     }
 }

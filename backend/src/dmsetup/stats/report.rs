@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::console::Done;
+use super::super::console::{Done, Failed};
 use super::super::context::{Context, Device};
 use super::super::report::{self, Field, Group, NoReport, Report, Value};
 use super::region::{Counters, Region};
@@ -149,6 +149,9 @@ pub(super) fn report(context: &mut Context<'_>, devices: &[String]) -> Done {
         }
         context.console.print("\n");
         context.console.flush();
+        if context.console.is_broken() {
+            return Err(Failed);
+        }
         next += interval;
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
         since = taken.elapsed().max(Duration::from_nanos(1));

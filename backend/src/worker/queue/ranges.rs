@@ -19,6 +19,11 @@ impl Queue {
             self.slots[slot as usize].status = status;
             return;
         }
+        if self.watches {
+            self.slots[slot as usize].watched = true;
+            let ranges = self.request.ranges.iter().map(|range| (range.at, u64::from(range.len)));
+            self.watch.begin(slot, true, ranges);
+        }
         let durable = self.write_through.load(Ordering::Relaxed);
         let (queue, number) = (self.index, slot);
         let Queue { slots, devices, request, chain, lane, .. } = self;

@@ -16,6 +16,7 @@ use fastrand::Rng;
 use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
+use super::counts::Tally;
 use super::traffic::{End, Request, What, loses};
 use super::world::World;
 use crate::sim::Sim;
@@ -82,6 +83,8 @@ pub(super) struct Driver {
     pub lost: u16,
     free: Vec<u16>,
     flights: HashMap<u16, Flight>,
+    /// Used entries that a predecessor of the device has left and the driver has not looked at.
+    pub inherited: u16,
     // Heads in the order in which they were made available, where they must come back in it.
     order: Option<VecDeque<u16>>,
     mood: Mood,
@@ -128,6 +131,8 @@ pub(super) struct Side {
     pub write_through: Arc<AtomicBool>,
     /// Changes with `write_through`.
     pub epoch: u64,
+    /// What came back from the process that lives now.
+    pub tally: Tally,
     pub places: Vec<u64>,
     pub place_size: u64,
 }
@@ -169,6 +174,7 @@ impl Side {
             lost,
             free,
             flights: HashMap::new(),
+            inherited: 0,
             order: (!recorded).then(VecDeque::new),
             mood: Mood::Awake,
             kick: None,
@@ -334,11 +340,14 @@ impl Side {
                 panic!("queue {q}: the used ring gives back head {id}, which is not under way");
             };
             driver.free.extend(&flight.descriptors);
-            self.finish(flight, len);
+            let before = self.drivers[q].inherited > 0;
+            self.drivers[q].inherited -= u16::from(before);
+            self.finish(flight, len, !before);
         }
     }
 
-    fn finish(&mut self, flight: Flight, used_len: u32) {
+    /// `tell`: it is one of the process that lives now.
+    fn finish(&mut self, flight: Flight, used_len: u32, tell: bool) {
         self.clock += 1;
         let mut written = Vec::new();
         let mut read = Vec::new();
@@ -370,6 +379,9 @@ impl Side {
             submitted: flight.submitted,
             now: self.clock,
         };
+        if tell {
+            self.tally.came_back(&flight.request, end.status);
+        }
         flight.request.finish(&end, &mut self.world, &self.sim);
         self.places.push(flight.place);
     }

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
+use super::counts::Tally;
 use super::{Core, Ground, Ops, Place, Poll, Repeat, Rig, SEEDS, seeds};
 use crate::guest::Inflight;
 use crate::sim::{Sim, Temper};
+use crate::stats;
 
 /// Largest ring of a simulated driver, in entries.
 const ENTRIES: u16 = 32;
@@ -64,9 +66,13 @@ impl Rig {
         self.sim.kill();
         self.killed += 1;
         self.core = Core::new(self.sim.clone(), Ops::new().expect("bounce buffers"), Poll::fixed(0));
-        let side = self.side.borrow();
+        // What it has counted dies with it.
+        self.stats = stats::Disk::new();
+        let mut side = self.side.borrow_mut();
+        side.tally = Tally::default();
         for (q, place) in self.places.iter_mut().enumerate() {
             let used = side.used_idx(q);
+            side.drivers[q].inherited = side.unseen(q);
             *place = Place::Stopped { next: used, used };
         }
         // Now and then the successor dies while it recovers.

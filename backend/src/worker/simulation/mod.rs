@@ -7,6 +7,7 @@
 //!
 //! A failing seed is printed. `DM_TEST_SEED` repeats one, `DM_TEST_OPS` sets the number of requests of a seed.
 
+mod counts;
 mod driver;
 mod killed;
 mod operations;
@@ -34,6 +35,7 @@ use crate::guest::{Guest, Inflight, Record, SplitRing};
 use crate::sim::Sim;
 use crate::sim::pause::OtherSide;
 use crate::stats;
+use counts::Tally;
 use driver::{REGIONS, Side, places};
 use traffic::SERIAL;
 use world::World;
@@ -133,6 +135,7 @@ impl Rig {
             kills,
             write_through: Arc::new(AtomicBool::new(rng.u8(..4) == 0)),
             epoch: 0,
+            tally: Tally::default(),
             places: places(place_size),
             place_size,
         };
@@ -334,6 +337,7 @@ impl Rig {
         assert!(self.places.iter().all(|p| matches!(p, Place::Stopped { .. })), "a queue does not stop");
         assert_eq!(self.sim.in_flight(), 0);
         self.core.ops.check_idle();
+        self.check_counts();
         let side = self.side.borrow();
         side.world.check_now(&self.sim);
     }

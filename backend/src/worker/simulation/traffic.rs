@@ -47,6 +47,8 @@ pub(super) struct Request {
     /// Bytes that the device writes, without the status.
     pub writable: usize,
     pub touched: Vec<Touch>,
+    /// Sectors of the disk that it is for: first sector, number.
+    pub ranges: Vec<(u64, u64)>,
     /// Sectors that read as zeroes, by their index in the request.
     zero: Vec<usize>,
     fails: bool,
@@ -60,7 +62,8 @@ impl Request {
         readable.extend(code.to_le_bytes());
         readable.extend([0; 4]);
         readable.extend(at.to_le_bytes());
-        Request { what, readable, writable: 0, touched: Vec::new(), zero: Vec::new(), fails: false, fixed: None }
+        let (touched, ranges, zero) = (Vec::new(), Vec::new(), Vec::new());
+        Request { what, readable, writable: 0, touched, ranges, zero, fails: false, fixed: None }
     }
 
     pub fn syncs(&self) -> bool {
@@ -69,6 +72,7 @@ impl Request {
 
     fn touch(&mut self, world: &World, at: u64, sectors: u64) {
         let legs = matches!(self.what, What::Discard | What::Zeroes);
+        self.ranges.push((at, sectors));
         let first = self.touched.len() + self.zero.len();
         for i in 0..sectors {
             let index = first + i as usize;

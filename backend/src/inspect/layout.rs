@@ -1,0 +1,140 @@
+//! A disk segment by segment, with what each contains.
+
+use dm_table::{Sectors, Table};
+use serde::Serialize;
+
+use super::findings::{Inside, MOST_LOOKS};
+use super::{Assembled, Contents, Kind, Partition, Piece, Window, look};
+use crate::map::Step;
+
+/// A segment of a disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct Part {
+    /// First sector.
+    pub start: u64,
+    /// Sectors.
+    pub len: u64,
+    /// Type of its target.
+    pub target: String,
+    /// Where it leads.
+    pub to: String,
+    /// What begins there; nothing where that cannot be read, or where the segment goes on with the one before.
+    pub contents: Option<Contents>,
+    /// The partition of the disk that begins there: its number, and its name in a GPT.
+    pub partition: Option<String>,
+    /// It goes on where the segment before ends.
+    pub continues: bool,
+}
+
+/// See the module's text.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Layout {
+    /// Sectors of the disk.
+    pub sectors: u64,
+    /// What the disk itself is: its partition table, as a rule.
+    pub disk: Option<Contents>,
+    /// Its segments.
+    pub parts: Vec<Part>,
+}
+
+impl Layout {
+    /// By reading the disk.
+    pub fn of(disk: &Assembled) -> Layout {
+        let map = &disk.chain().map;
+        let own = look(disk, disk.size()).ok();
+        let mut parts = Vec::new();
+        let mut before = None;
+        for place in map.places() {
+            let mut lies = None;
+            map.pieces(Sectors::new(place.start), Sectors::new(1), &mut |piece| lies = Some(piece.step));
+            let is_linear = place.target == "linear";
+            let at = match lies {
+                Some(Step::Device { dev, at }) if is_linear => Some((dev, at.get())),
+                _ => None,
+            };
+            let continues = at.is_some() && at == before;
+            before = at.map(|(dev, at)| (dev, at + place.len));
+            let len = place.len.saturating_mul(512);
+            let window = Window { bytes: disk, start: place.start.saturating_mul(512), len };
+            let is_device = is_linear || place.target == "striped";
+            let seen = is_device && !continues && parts.len() < MOST_LOOKS;
+            parts.push(Part {
+                start: place.start,
+                len: place.len,
+                target: place.target.to_owned(),
+                to: place.to(),
+                contents: seen.then(|| look(&window, len).ok()).flatten(),
+                partition: own.as_ref().and_then(|own| named(own, place.start)),
+                continues,
+            });
+        }
+        Layout { sectors: disk.chain().len().get(), disk: own, parts }
+    }
+
+    /// Without reading anything: by the table alone.
+    pub fn unread(table: &Table) -> Layout {
+        let part = |line: &dm_table::Line| {
+            let text = Table { lines: vec![line.clone()] }.to_string();
+            let mut words = text.splitn(4, ' ').skip(2);
+            Part {
+                start: line.start.get(),
+                len: line.len.get(),
+                target: words.next().unwrap_or_default().to_owned(),
+                to: words.next().unwrap_or_default().trim().to_owned(),
+                contents: None,
+                partition: None,
+                continues: false,
+            }
+        };
+        Layout { sectors: table.len().get(), disk: None, parts: table.lines.iter().map(part).collect() }
+    }
+
+    /// Its parts as pieces, for what their contents say against them.
+    pub fn pieces(&self, name: &str, write: bool) -> Vec<Piece> {
+        let known = self.parts.iter().enumerate();
+        known
+            .filter_map(|(index, part)| {
+                let contents = part.contents.clone()?;
+                let end = part.start + part.len;
+                let to = part.to.split(',').next().unwrap_or_default();
+                Some(Piece {
+                    name: format!("{name}, sectors {}..{end} ({to})", part.start),
+                    start: 0,
+                    len: part.len,
+                    at: part.start,
+                    write,
+                    room: Some(self.room(index)),
+                    inside: Inside::Known(contents),
+                    ..Piece::default()
+                })
+            })
+            .collect()
+    }
+
+    /// Sectors that belong together from the beginning of a part on: up to the end of the partition that begins there, and
+    /// to where something else begins or where nothing can be kept.
+    fn room(&self, index: usize) -> u64 {
+        let Some(first) = self.parts.get(index) else { return 0 };
+        let goes_on = |part: &&Part| {
+            let begins = part.contents.as_ref().is_some_and(|its| !matches!(its.kind, Kind::Unknown | Kind::Blank));
+            let partition = part.partition.is_some();
+            matches!(part.target.as_str(), "linear" | "striped") && !begins && !partition
+        };
+        let rest = self.parts.get(index + 1..).unwrap_or_default().iter().take_while(goes_on);
+        let run = first.len + rest.map(|part| part.len).sum::<u64>();
+        let partitions = self.disk.iter().flat_map(|disk| &disk.partitions);
+        let own = partitions.filter(|partition| partition.start == first.start && !is_extended(partition));
+        own.map(|partition| partition.len).min().map_or(run, |len| run.min(len))
+    }
+}
+
+fn is_extended(partition: &Partition) -> bool {
+    matches!(partition.kind.as_str(), "05" | "0f" | "85")
+}
+
+/// The partition that begins at a sector: `1 "EFI"`.
+fn named(disk: &Contents, start: u64) -> Option<String> {
+    let partition = disk.partitions.iter().find(|partition| partition.start == start && !is_extended(partition))?;
+    let name = partition.name.as_ref().map(|name| format!(" {name:?}")).unwrap_or_default();
+    Some(format!("{}{name}", partition.number))
+}

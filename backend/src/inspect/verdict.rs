@@ -1,0 +1,191 @@
+//! What `check` finds in a table file, and how it ends.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use dm_table::{DevRef, Device, Diagnostic, TableFile, Target};
+use serde::Serialize;
+
+use super::findings::{Inside, Piece, Severity, findings, force};
+use super::{Assembled, Finding, IDS, Layout};
+use crate::check;
+use crate::mapper::Started;
+
+/// How `check` is to judge.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Judging {
+    /// Print everything as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Let warnings fail, too: with status 3
+    #[arg(long)]
+    pub strict: bool,
+
+    /// Take a finding for a warning; once for each. What the kernel or a lock refuses stays refused
+    #[arg(long, value_name = "FINDING", value_parser = clap::builder::PossibleValuesParser::new(IDS))]
+    pub force: Vec<String>,
+}
+
+/// Everything that is said of a table file.
+#[derive(Debug, Serialize)]
+pub struct Verdict {
+    /// `clean`, `warned` or `refused`.
+    pub verdict: &'static str,
+    /// What speaks against it, the worst first.
+    pub findings: Vec<Finding>,
+    /// What is doubtful besides.
+    pub warnings: Vec<String>,
+    /// Why it cannot be served at all.
+    pub error: Option<String>,
+    /// What would be served.
+    pub devices: Vec<Described>,
+    #[serde(skip)]
+    text: String,
+}
+
+/// A device, for JSON.
+#[derive(Debug, Serialize)]
+pub struct Described {
+    name: String,
+    block_size: u32,
+    read_only: bool,
+    components: Vec<PathBuf>,
+    #[serde(flatten)]
+    layout: Layout,
+}
+
+/// Status for warnings where they count.
+const WARNED: u8 = 3;
+
+/// What is to be said of a table file, and of what became of starting it.
+pub fn judge(
+    file: &TableFile,
+    started: Result<(Vec<Started>, Vec<String>), Diagnostic>,
+    read_only: bool,
+    judging: &Judging,
+) -> Verdict {
+    let mut all = findings(&components(file, read_only, started.is_err()));
+    let mut verdict = Verdict {
+        verdict: "clean",
+        findings: Vec::new(),
+        warnings: Vec::new(),
+        error: None,
+        devices: Vec::new(),
+        text: String::new(),
+    };
+    match started {
+        Err(diagnostic) => verdict.error = Some(diagnostic.to_string().trim_end().to_owned()),
+        Ok((started, warnings)) => {
+            verdict.devices = started.iter().map(described).collect();
+            for (device, of) in verdict.devices.iter().zip(&started).filter(|(_, of)| of.top) {
+                all.extend(findings(&device.layout.pieces(&device.name, !of.disk.chain().read_only)));
+            }
+            // The map knows better than the lines what is reached in two ways; and claims are told with what they mean.
+            let (shared, others): (Vec<_>, Vec<_>) =
+                warnings.into_iter().partition(|text| text.contains(" reachable "));
+            all.retain(|finding| finding.id != "overlap");
+            all.extend(shared.into_iter().map(|text| overlap(&text)));
+            verdict.warnings =
+                others.into_iter().filter(|text| !text.ends_with(", so it may change while it is served")).collect();
+            verdict.text = check::report(&started, &[]);
+        }
+    }
+    force(&mut all, &judging.force.iter().cloned().collect::<BTreeSet<_>>());
+    all.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let worst = all.first().map(|finding| finding.severity);
+    verdict.verdict = match worst {
+        _ if verdict.error.is_some() => "refused",
+        Some(Severity::Refuse) => "refused",
+        Some(Severity::Warn) => "warned",
+        _ if !verdict.warnings.is_empty() => "warned",
+        _ => "clean",
+    };
+    verdict.findings = all;
+    verdict
+}
+
+fn overlap(warning: &str) -> Finding {
+    Finding {
+        id: "overlap",
+        severity: Severity::Refuse,
+        text: warning.trim_end().trim_start_matches("warning: ").to_owned(),
+        help: None,
+    }
+}
+
+fn described(started: &Started) -> Described {
+    let chain = started.disk.chain();
+    let components = chain.components.iter().map(|(_, component)| component.path.clone()).collect();
+    let (block_size, read_only) = (chain.map.limits().logical_block, chain.read_only);
+    let layout = Assembled::new(chain).map(|disk| Layout::of(&disk)).unwrap_or_default();
+    Described { name: started.name.clone(), block_size, read_only, components, layout }
+}
+
+/// The components of all devices of a file, line by line.
+fn components(file: &TableFile, read_only: bool, look: bool) -> Vec<Piece> {
+    let names: BTreeSet<String> = file.devices.iter().filter_map(Device::mapper_name).collect();
+    let is_ours = |dev: &DevRef| dev.mapper_name().and_then(dm_table::mangle).is_some_and(|name| names.contains(&name));
+    let mut pieces = Vec::new();
+    for device in &file.devices {
+        for line in &device.table.lines {
+            let (number, _) = file.source.line_col(line.span.start);
+            let mut add = |dev: &DevRef, start: u64, len: u64, look: bool| {
+                if is_ours(dev) {
+                    return;
+                }
+                pieces.push(Piece {
+                    name: format!("line {number} ({})", dev.text),
+                    path: Path::new(&dev.text).to_owned(),
+                    number: dev.major_minor(),
+                    start,
+                    len,
+                    at: line.start.get(),
+                    write: !(read_only || device.read_only),
+                    room: None,
+                    inside: if look { Inside::Look } else { Inside::Skip },
+                });
+            };
+            match &line.target {
+                Target::Linear(linear) => add(&linear.dev, linear.start.get(), line.len.get(), look),
+                Target::Striped(striped) => {
+                    let len = line.len.get() / (striped.stripes.len() as u64).max(1);
+                    striped.stripes.iter().for_each(|stripe| add(&stripe.dev, stripe.start.get(), len, false));
+                }
+                _ => {}
+            }
+        }
+    }
+    pieces
+}
+
+impl Verdict {
+    /// For people: the devices, then what speaks against them.
+    pub fn human(&self) -> String {
+        let mut text = self.text.clone();
+        for finding in &self.findings {
+            let kind = match finding.severity {
+                Severity::Refuse => "refused",
+                Severity::Warn => "warning",
+                Severity::Note => "note",
+            };
+            text.push_str(&format!("{kind}[{}]: {}\n", finding.id, finding.text));
+            text.extend(finding.help.iter().map(|help| format!("  = help: {help}\n")));
+        }
+        for warning in &self.warnings {
+            let prefix = if warning.starts_with("warning") { "" } else { "warning: " };
+            text.push_str(&format!("{prefix}{}\n", warning.trim_end()));
+        }
+        text
+    }
+
+    /// 0, 1 where something refuses, 3 where warnings count and there is one.
+    pub fn status(&self, strict: bool) -> ExitCode {
+        match self.verdict {
+            "refused" => ExitCode::FAILURE,
+            "warned" if strict => ExitCode::from(WARNED),
+            _ => ExitCode::SUCCESS,
+        }
+    }
+}
