@@ -4,6 +4,7 @@
 mod golden;
 mod hang;
 mod hostile;
+mod persist;
 mod swap;
 mod verbs;
 
