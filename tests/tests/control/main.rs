@@ -5,6 +5,7 @@ mod golden;
 mod hang;
 mod hostile;
 mod persist;
+mod stats;
 mod swap;
 mod verbs;
 
