@@ -101,7 +101,8 @@ fn the_flags_are_those_of_the_program() {
         assert_eq!(code, 0, "{err}");
         flags(&out)
     };
-    let ours = &help(&["--help"]) | &help(&["check", "--help"]);
+    let commands_of_ours = ["check", "show", "export"].map(|command| help(&[command, "--help"]));
+    let ours = commands_of_ours.iter().fold(help(&["--help"]), |ours, its| &ours | its);
     assert!(ours.contains("--table"), "{ours:?}");
     // A flag of another program is shown with that program before it.
     let is_ours = |code: &str| code.starts_with("--") || code.split(' ').next() == Some("vhost-user-dm");
