@@ -246,9 +246,10 @@ fn run_check(table: &Path, open: &Open, judging: &Judging) -> Result<ExitCode, S
     let started = mapper.start(&file, &name).map(|warnings| (mapper.started(), warnings));
     let verdict = inspect::judge(&file, started, open.read_only, judging);
     if judging.json {
-        println!("{}", serde_json::to_string_pretty(&verdict).map_err(|e| say("cannot write JSON")(&e))?);
+        let json = serde_json::to_string_pretty(&verdict).map_err(|e| say("cannot write JSON")(&e))?;
+        commands::say(&format!("{json}\n"))?;
     } else {
-        print!("{}", verdict.human());
+        commands::say(&verdict.human())?;
         verdict.error.iter().for_each(|error| eprintln!("{error}"));
     }
     Ok(verdict.status(judging.strict))

@@ -220,6 +220,52 @@ fn what_is_active_here_is_refused() {
     tables_below(&sys, "vg-0/one", &pvs).expect("another group's");
 }
 
+/// From a volume group to the bytes of a disk, by the commands.
+#[test]
+fn assemble_makes_a_disk_of_a_volume() {
+    if !ready("assemble_makes_a_disk_of_a_volume") {
+        return;
+    }
+    let dir = dir();
+    let pvs = group(&dir, |nodes| {
+        create(&["-L", "8M", "-n", "root", "vg-0", nodes[0]]);
+        create(&["-i2", "-I", "16k", "-L", "16M", "-n", "fast", "vg-0", nodes[0], nodes[1]]);
+    });
+    use std::os::unix::fs::FileExt;
+    // Each chunk of the stripes has its number: 32 sectors on one volume and the other in turn.
+    let write = |pv: usize, sector: u64, bytes: &[u8]| {
+        let file = fs::OpenOptions::new().write(true).open(&pvs[pv]).expect("a volume");
+        file.write_all_at(bytes, sector * 512).expect("to fill a volume");
+    };
+    let chunks: Vec<Vec<u8>> = (0..1024u32).map(|number| vec![number as u8; 16384]).collect();
+    for (number, chunk) in chunks.iter().enumerate() {
+        let (pv, row) = (number % 2, number as u64 / 2);
+        write(pv, [2048 + 16384, 2048][pv] + row * 32, chunk);
+    }
+    let program = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vhost-user-dm"));
+        let output = command.current_dir(dir.path()).args(args).output().expect("the program");
+        let said = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (output.status.code(), said(output.stdout), said(output.stderr))
+    };
+    let assemble = |name: &str, out: &str| program(&["assemble", "--lvm", name, "--pv", "a", "b", "c", "-o", out]);
+    let (status, out, err) = assemble("vg-0/fast", "fast.table");
+    assert_eq!((status, err.as_str()), (Some(0), ""), "{out}");
+    let (status, _, err) = program(&["export", "fast.table", "--to", "fast.img"]);
+    assert_eq!(status, Some(0), "{err}");
+    assert!(fs::read(dir.path().join("fast.img")).expect("a file") == chunks.concat());
+    let (status, out, err) = assemble("vg-0", "all.table");
+    assert_eq!(status, Some(0), "{out}{err}");
+    let (status, out, err) = program(&["check", "all.table"]);
+    assert_eq!(status, Some(0), "{err}");
+    assert!(out.contains("vg--0-root: 16384 sectors") && out.contains("vg--0-fast: 32768 sectors"), "{out}");
+    // While a volume group's device is there, its physical volumes are not free.
+    let _used = Loop::attach(&pvs[0], &[]);
+    let (status, _, err) = assemble("vg-0/root", "root.table");
+    assert_eq!(status, Some(1));
+    assert!(err.contains("error[loop]") && !dir.path().join("root.table").exists(), "{err}");
+}
+
 #[test]
 fn damage_is_told_and_never_believed() {
     if !ready("damage_is_told_and_never_believed") {

@@ -99,9 +99,11 @@ fn the_flags_are_those_of_the_program() {
     let help = |args: &[&str]| {
         let (code, out, err) = daemon::run(args).expect("run");
         assert_eq!(code, 0, "{err}");
-        flags(&out)
+        // dmsetup's usage goes where dmsetup's goes.
+        flags(&(out + &err))
     };
-    let ours = &help(&["--help"]) | &help(&["check", "--help"]);
+    let commands_of_ours = ["check", "show", "export"].map(|command| help(&[command, "--help"]));
+    let ours = commands_of_ours.iter().fold(help(&["--help"]), |ours, its| &ours | its);
     assert!(ours.contains("--table"), "{ours:?}");
     // A flag of another program is shown with that program before it.
     let is_ours = |code: &str| code.starts_with("--") || code.split(' ').next() == Some("vhost-user-dm");
@@ -109,7 +111,10 @@ fn the_flags_are_those_of_the_program() {
     let shown = spans().into_iter().chain(commands.iter().map(String::as_str)).filter(|code| is_ours(code));
     let shown: BTreeSet<String> = shown.flat_map(flags).collect();
     let unnamed: Vec<_> = ours.difference(&shown).collect();
-    let unknown: Vec<_> = shown.difference(&ours).collect();
+    // The other commands have more flags than are worth naming; those that are named must be theirs.
+    let others = ["assemble", "dmsetup", "top", "stats"].map(|command| help(&[command, "--help"]));
+    let known = others.iter().fold(ours.clone(), |known, its| &known | its);
+    let unknown: Vec<_> = shown.difference(&known).collect();
     assert!(unnamed.is_empty(), "README.md does not name {unnamed:?}");
     assert!(unknown.is_empty(), "vhost-user-dm has no {unknown:?}");
 }

@@ -120,9 +120,14 @@ impl Shape {
     /// Sectors that the backup of the table takes at the end.
     pub fn tail(&self) -> u64 {
         match self.scheme {
-            Scheme::Gpt => self.block + GPT_ENTRIES_BYTES / 512,
+            Scheme::Gpt => self.gpt_tail(),
             Scheme::Mbr => 0,
         }
+    }
+
+    /// What a GPT takes at the end.
+    fn gpt_tail(&self) -> u64 {
+        self.block + GPT_ENTRIES_BYTES / 512
     }
 
     /// Places the items one after the other.
@@ -164,7 +169,8 @@ impl Shape {
             Some(size) if size < least => return Err(Misfit::Size(least)),
             Some(size) if size % self.block != 0 => return Err(Misfit::Blocks),
             Some(size) => size,
-            None => aligned(least)?,
+            // An MBR may be made into a GPT later.
+            None => aligned(at.checked_add(self.gpt_tail()).ok_or(Misfit::TooLarge)?)?,
         };
         if len > dm_table::Sectors::MAX_DEVICE.get() {
             return Err(Misfit::TooLarge);
@@ -241,7 +247,7 @@ mod tests {
             places[2..],
             [(3, 6144, None), (5, 10240, Some(8192)), (6, 14336, Some(12288)), (7, 18432, Some(16384))]
         );
-        assert_eq!(layout.len, 20480);
+        assert_eq!(layout.len, 22528, "room for a GPT at the end");
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod size;
 mod sparse;
 mod spec;
 mod types;
+mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -39,7 +40,7 @@ pub struct Assemble {
     /// Pieces in their order: NAME=PATH or NAME=PATH@START+LENGTH with ,type=TYPE ,guid=GUID ,label=TEXT ,number=N
     /// ,bootable ,ro behind; zero=SIZE is a partition of zeroes, gap=SIZE space between partitions. Sizes are sectors of 512
     /// bytes, or have KiB, MiB, GiB or TiB behind. A backslash takes what \= \@ \, and \\ mean to this command from them
-    #[arg(value_name = "PIECE", required_unless_present_any = ["from", "image_dir"])]
+    #[arg(value_name = "PIECE", required_unless_present_any = ["from", "image_dir", "lvm"])]
     pub pieces: Vec<String>,
 
     /// Instead of pieces: the same disk as this one or this image, with a copy of its partition table
@@ -58,6 +59,15 @@ pub struct Assemble {
     /// swap, root-verity, ... with root.roothash. Implies --reproducible
     #[arg(long, visible_alias = "discover", value_name = "DIR", conflicts_with = "from")]
     pub image_dir: Option<PathBuf>,
+
+    /// Instead of pieces: a logical volume of LVM2, without a partition table around it; or VG alone, for all of a group as a
+    /// device each. The metadata is read, and nothing of it written; a volume that is active on this machine is refused
+    #[arg(long, value_name = "VG/LV", conflicts_with_all = ["pieces", "from", "image_dir", "label", "size", "sector_size", "disk_guid", "signature", "boot_code"])]
+    pub lvm: Option<String>,
+
+    /// Where the physical volumes are (default: they are looked for among all block devices)
+    #[arg(long, value_name = "DEV", requires = "lvm", num_args = 1..)]
+    pub pv: Vec<PathBuf>,
 
     /// What the partitions of DISK that are not named become
     #[arg(long, value_enum, default_value_t = from::Rest::Error, requires = "from")]
@@ -157,6 +167,9 @@ fn signature(text: &str) -> Result<u32, String> {
 /// # Errors
 /// What is said to the user.
 pub fn run(args: &Assemble, words: &[String]) -> Result<(), String> {
+    if let Some(name) = &args.lvm {
+        return volume::run(name, args, &command(words));
+    }
     let files = Files::beside(&args.output).map_err(|e| format!("vhost-user-dm: {e}"))?;
     let product = match &args.from {
         Some(path) => of_disk(path, args)?,

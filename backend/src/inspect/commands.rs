@@ -152,7 +152,9 @@ fn open(which: &Which, file: &TableFile, name: &str) -> Result<(String, Arc<Chai
     let settings = Settings { components, ..Settings::default() };
     let mapper = Mapper::new(settings, Registry::new(), Arc::new(pool), None);
     for warning in mapper.start(file, name).map_err(|diagnostic| diagnostic.to_string())? {
-        log::warn!("{}", warning.trim_end());
+        // The rest is about writing.
+        let level = if warning.contains("it may change") { log::Level::Warn } else { log::Level::Debug };
+        log::log!(level, "{}", warning.trim_end());
     }
     let started = mapper.started();
     let chosen = choose(&started, which.device.as_deref())?;

@@ -96,10 +96,10 @@ pub struct Piece {
 ///
 /// A piece that cannot be found or read has no findings: opening it will say why.
 pub fn findings(pieces: &[Piece]) -> Vec<Finding> {
-    let mut surveys: HashMap<(PathBuf, Option<(u64, u64)>), Option<Survey>> = HashMap::new();
+    let mut surveys = HashMap::new();
     for piece in pieces.iter().filter(|piece| !piece.path.as_os_str().is_empty()) {
-        let key = (piece.path.clone(), piece.number);
-        surveys.entry(key).or_insert_with(|| survey(piece.path.to_str()?, piece.number).ok());
+        let survey = || survey(piece.path.to_str()?, piece.number).ok();
+        surveys.entry((piece.path.clone(), piece.number)).or_insert_with(survey);
     }
     let known: Vec<(&Piece, Option<&Survey>)> = pieces
         .iter()

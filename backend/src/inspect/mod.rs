@@ -30,6 +30,7 @@ use bytes::Medium;
 pub use bytes::{Bytes, Window};
 pub use findings::{Finding, IDS, Inside, Piece, Severity, findings, force};
 pub use layout::{Layout, Part};
+pub(crate) use verdict::components;
 pub use verdict::{Judging, Verdict, judge};
 
 /// What the beginning of a piece says that it is.

@@ -123,8 +123,8 @@ fn described(started: &Started) -> Described {
     Described { name: started.name.clone(), block_size, read_only, components, layout }
 }
 
-/// The components of all devices of a file, line by line.
-fn components(file: &TableFile, read_only: bool, look: bool) -> Vec<Piece> {
+/// The components of all devices of a file, line by line; what they contain is looked at, or is not.
+pub(crate) fn components(file: &TableFile, read_only: bool, look: bool) -> Vec<Piece> {
     let names: BTreeSet<String> = file.devices.iter().filter_map(Device::mapper_name).collect();
     let is_ours = |dev: &DevRef| dev.mapper_name().and_then(dm_table::mangle).is_some_and(|name| names.contains(&name));
     let mut pieces = Vec::new();

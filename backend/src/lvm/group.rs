@@ -292,3 +292,82 @@ fn areas(list: &[Value]) -> Result<Vec<Area>, String> {
     };
     list.chunks(2).map(area).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::lvm::tables::Tables;
+
+    /// A group of every kind of segment, with a snapshot and a thin volume among them.
+    const TEXT: &str = r#"g { id = "g" seqno = 3 extent_size = 8 status = ["READ", "EXPORTED"] lock_type = "sanlock"
+        physical_volumes { pv0 { id = "a" pe_start = 2048 pe_count = 9 } pv1 { id = "b" pe_start = 2048 pe_count = 9 } }
+        logical_volumes {
+            one { id = "1" status = ["WRITE", "VISIBLE"] segment_count = 2
+                segment1 { start_extent = 0 extent_count = 2 type = "striped" stripe_count = 1 stripes = ["pv0", 1] }
+                segment2 { start_extent = 2 extent_count = 4 type = "striped" stripe_count = 2 stripe_size = 8
+                    stripes = ["pv0", 3, "pv1", 3] } }
+            up { id = "2" status = ["VISIBLE"] segment_count = 1
+                segment1 { start_extent = 0 extent_count = 1 type = "striped" stripe_count = 1 stripes = ["one", 1] } }
+            self { id = "3" status = ["VISIBLE"] segment_count = 1
+                segment1 { start_extent = 0 extent_count = 1 type = "striped" stripe_count = 1 stripes = ["self", 0] } }
+            thin { id = "4" status = ["VISIBLE"] segment_count = 1
+                segment1 { start_extent = 0 extent_count = 1 type = "thin" } }
+            copy { id = "5" status = ["VISIBLE"] segment_count = 1
+                segment1 { start_extent = 0 extent_count = 1 type = "raid1" raids = ["m", "up", "m", "self"] } }
+            far { id = "6" status = ["VISIBLE"] segment_count = 1
+                segment1 { start_extent = 0 extent_count = 1 type = "striped" stripe_count = 1 stripes = ["pv0", 9] } } } }"#;
+
+    /// The text of every volume, or why there is none.
+    fn tables(text: &str) -> Result<Vec<Result<String, String>>, String> {
+        let all = text::parse(text)?;
+        let (name, group) = all.sections().next().ok_or("no group")?;
+        foreign(group);
+        let group = describe(name, group)?;
+        let made = |volume: &Logical| {
+            let mut tables = Tables::new(&group);
+            tables.add(&volume.name).map(|()| tables.text().0).map_err(|error| error.to_string())
+        };
+        Ok(group.logical.iter().map(made).collect())
+    }
+
+    #[test]
+    fn volumes_that_are_no_arithmetic_are_refused_in_words() {
+        let made = tables(TEXT).unwrap();
+        assert_eq!(made[0].as_deref(), Ok("0 16 error\n16 32 error\n"), "its physical volumes are missing");
+        assert!(made[1].as_ref().is_ok_and(|text| text.contains("g-up,LVM-g2,,ro,0 8 linear /dev/mapper/g-one 8")));
+        let why = |index: usize| made[index].as_ref().unwrap_err().as_str();
+        assert_eq!(why(2), "g/self: self lies on itself");
+        assert!(why(3).contains("thin is of the type `thin`, which is more than arithmetic"), "{}", why(3));
+        assert!(why(4).contains("none of its 2 copies"), "{}", why(4));
+        assert!(why(5).contains("extents 9+1 of physical volume pv0, which has 9"), "{}", why(5));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
+
+        /// A text whose checksum is right may still be anybody's.
+        #[test]
+        fn no_text_does_harm(changes in prop::collection::vec((0usize..TEXT.len(), "[ -~]{0,3}", 0usize..30), 1..6)) {
+            let mut text = TEXT.to_owned();
+            for (at, with, len) in changes {
+                let at = at.min(text.len());
+                text.replace_range(at..(at + len).min(text.len()), &with);
+            }
+            if let Err(why) = tables(&text) {
+                prop_assert!(!why.is_empty());
+            }
+        }
+
+        #[test]
+        fn no_number_does_harm(which in 0usize..60, number in prop_oneof![any::<i64>(), -2i64..20, Just(i64::MAX)]) {
+            let numbers: Vec<_> = TEXT.match_indices(|c: char| c.is_ascii_digit()).collect();
+            let (at, _) = numbers[which % numbers.len()];
+            let text = format!("{}{number}{}", &TEXT[..at], &TEXT[at + 1..]);
+            if let Err(why) = tables(&text) {
+                prop_assert!(!why.is_empty());
+            }
+        }
+    }
+}

@@ -8,6 +8,8 @@ use super::histogram::add;
 
 /// Kept by the worker, read by others.
 #[derive(Debug)]
+// As in `lane`: what two workers write must lie apart.
+#[repr(align(128))]
 pub struct Meter {
     name: String,
     started: u64,

@@ -270,7 +270,7 @@ impl Queue {
 
     #[inline]
     fn serve(&mut self, head: u16, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine, clock: &mut Clock) {
-        let began = if clock.weight() == 0 { 0 } else { stats::now() };
+        let began = if clock.weight() == 0 { 0 } else { clock.taken() };
         match self.request.parse(self.vring.ring(), &self.guest, head) {
             Ok((kind, status_byte)) => {
                 let slot = self.open(head, status_byte, kind);
@@ -291,7 +291,7 @@ impl Queue {
                     let slot = &mut self.slots[slot as usize];
                     (slot.ticket, slot.began) = (ticket, clock.now());
                 } else if clock.weight() > 0 {
-                    self.lane.took(counted(kind), stats::now().saturating_sub(began), clock.weight());
+                    self.lane.took(counted(kind), clock.ended().saturating_sub(began), clock.weight());
                 }
             }
             Err(error) => self.refuse(head, error),

@@ -4,6 +4,8 @@
 mod golden;
 mod hang;
 mod hostile;
+mod persist;
+mod stats;
 mod swap;
 mod verbs;
 

@@ -1,0 +1,139 @@
+//! The host's disk with a copy of its partition table.
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use dm_tests::daemon::{Daemon, flag};
+use dm_tests::vmm::{Setup, Vmm};
+
+use crate::ground::{Ground, sfdisk, sgdisk};
+use crate::takeover::host;
+
+const GPT: &str = "label: gpt\n\
+    start=2048, size=2048, type=21686148-6449-6E6F-744E-656564454649\n\
+    start=8192, size=8192\nstart=16384, size=4096\nstart=24576, size=8192\n";
+
+const MBR: &str = "label: dos\nlabel-id: 0x5a1c39e8\nstart=63, size=4033, type=7\nstart=4096, size=40960, type=f\n\
+    start=6144, size=4096\nstart=12288, size=8192\nstart=24576, size=63\n";
+
+/// Serves the table and writes `A5` over every sector of the disk; returns which of them could be written.
+fn overwrite(ground: &Ground) -> Vec<bool> {
+    const STEP: u64 = 64;
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("socket");
+    let mut daemon = Daemon::start([flag("--socket-path", &socket), flag("--table", &ground.path("disk.table"))]);
+    daemon.wait_listening(&socket);
+    let mut vmm = Vmm::connect(&socket, &Setup::default()).expect("connect");
+    let sectors = vmm.config.capacity;
+    let mut written = Vec::new();
+    for at in (0..sectors).step_by(STEP as usize) {
+        // Where a piece ends within the range, its sectors are tried one by one.
+        let len = STEP.min(sectors - at);
+        let whole = vmm.write(0, at, &vec![0xA5; len as usize * 512]).is_ok();
+        written.extend((at..at + len).map(|sector| whole || vmm.write(0, sector, &[0xA5; 512]).is_ok()));
+    }
+    vmm.flush(0).expect("flush");
+    drop(vmm);
+    daemon.stop();
+    written
+}
+
+/// What changed in a file: the sectors that are not what they were, all of which must be overwritten.
+fn changed(before: &[u8], path: &Path) -> Vec<Range<u64>> {
+    let after = fs::read(path).expect("the host's disk");
+    assert_eq!(before.len(), after.len());
+    let differs = before.chunks(512).zip(after.chunks(512)).map(|(before, after)| {
+        assert!(before == after || after == [0xA5; 512]);
+        before != after
+    });
+    ranges(differs)
+}
+
+/// Where it is true.
+fn ranges(of: impl Iterator<Item = bool>) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for (at, _) in (0..).zip(of).filter(|(_, is)| *is) {
+        match ranges.last_mut() {
+            Some(last) if last.end == at => last.end += 1,
+            _ => ranges.push(at..at + 1),
+        }
+    }
+    ranges
+}
+
+#[test]
+fn only_the_named_partitions_of_a_gpt_can_be_reached() {
+    let ground = Ground::new();
+    let host = host(&ground, "host", GPT);
+    let (before, table) = (fs::read(&host).expect("the host's disk"), sfdisk(&host));
+    let other = ground.piece("other", 8000);
+    let said = ground.assemble(&["--from=host", "--only=3", "--replace=4=other"]);
+    assert!(said.contains("BIOS boot, a copy") && said.contains("not there: fails"), "{said}");
+    let image = ground.image();
+    let copy = sfdisk(&image);
+    for key in ["label", "id", "firstlba", "lastlba", "sectorsize"] {
+        assert_eq!(copy[key], table[key], "{key}");
+    }
+    for (index, part) in table["partitions"].as_array().expect("partitions").iter().enumerate() {
+        for key in ["start", "size", "type", "uuid"] {
+            assert_eq!(copy["partitions"][index][key], part[key]);
+        }
+        sgdisk(&image, index as u64 + 1);
+    }
+    let assembled = fs::read(&image).expect("the disk");
+    assert!(assembled[..4096 * 512] == before[..4096 * 512], "table, boot gap and the boot loader's partition");
+
+    let written = overwrite(&ground);
+    assert_eq!(changed(&before, &host), [16384..20480]);
+    assert_eq!(ranges(written.iter().map(|written| !written)), [8192..16384]);
+    assert!(fs::read(&other).expect("the other file").iter().all(|byte| *byte == 0xA5));
+}
+
+#[test]
+fn only_the_named_partitions_of_an_mbr_can_be_reached() {
+    let ground = Ground::new();
+    let host = host(&ground, "host", MBR);
+    let (before, table) = (fs::read(&host).expect("the host's disk"), sfdisk(&host));
+    ground.assemble(&["--from=host", "--only=1,6", "--rest=zero"]);
+    let copy = sfdisk(&ground.image());
+    assert_eq!((&copy["id"], &copy["label"]), (&table["id"], &table["label"]));
+    let parts = table["partitions"].as_array().expect("partitions");
+    assert_eq!(parts.len(), 5, "{table}");
+    for (index, part) in parts.iter().enumerate() {
+        for key in ["start", "size", "type"] {
+            assert_eq!(copy["partitions"][index][key], part[key]);
+        }
+    }
+    let written = overwrite(&ground);
+    assert_eq!(changed(&before, &host), [63..4096, 12288..20480]);
+    assert_eq!(ranges(written.iter().map(|written| !written)), [0..0; 0]);
+}
+
+#[test]
+fn what_cannot_be_made_is_said() {
+    let ground = Ground::new();
+    host(&ground, "host", GPT);
+    ground.piece("large", 5000);
+    ground.piece("plain", 5000);
+    for (args, want) in [
+        (["--from=host", "--only=9"].as_slice(), "--from=host: there is no partition 9 to take; there are 1, 2, 3, 4"),
+        (&["--from=host", "--replace=3=large"], "--replace=3=large: it has 2560000 bytes, and the partition 2097152"),
+        (&["--from=plain"], "--from=plain: it has no partition table, but unknown data"),
+        (&["--from=nothing"], "--from=nothing: No such file or directory"),
+        (&["--from=host", "--replace=3"], "the partition's number, = and a path"),
+    ] {
+        let said = ground.try_assemble(args);
+        assert!(!said.good && said.err.contains(want), "{args:?}: {}", said.err);
+    }
+    // A table that leads nowhere.
+    let mut bytes = fs::read(ground.path("host")).expect("the host's disk");
+    bytes.truncate(20000 * 512);
+    fs::write(ground.path("host"), bytes).expect("cut the disk short");
+    let said = ground.try_assemble(&["--from=host"]);
+    assert!(
+        said.err.contains("partition 3, 4096 sectors from 16384 on, ends beyond the end of the disk"),
+        "{}",
+        said.err
+    );
+}
