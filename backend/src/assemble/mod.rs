@@ -176,7 +176,8 @@ pub fn run(args: &Assemble, words: &[String]) -> Result<(), String> {
         None => of_pieces(args)?,
     };
     let command = command(words);
-    let table = product.table(&files, &command);
+    let read_only = product.read_only().map_err(|e| format!("vhost-user-dm: {e}"))?;
+    let table = product.table(&files, &command, read_only);
     let mut outputs = vec![Output { path: &files.head, bytes: &product.head }];
     if !product.tail.is_empty() {
         outputs.push(Output { path: &files.tail, bytes: &product.tail });
