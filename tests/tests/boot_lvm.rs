@@ -75,8 +75,7 @@ fn fill(scratch: &Scratch, image: &[u8]) {
 fn a_root_file_system_on_a_logical_volume_boots() {
     let tools = ["pvcreate", "vgcreate", "lvcreate"];
     let has = |tool: &&str| Command::new(tool).arg("--version").output().is_ok();
-    if let Some(why) = loops::missing().or_else(|| (!tools.iter().all(|tool| has(tool))).then_some("lvm2 is missing"))
-    {
+    if let Some(why) = loops::missing().or_else(|| (!tools.iter().all(has)).then_some("lvm2 is missing")) {
         return skip::skip("a_root_file_system_on_a_logical_volume_boots", why);
     }
     let scratch = Scratch::new();
