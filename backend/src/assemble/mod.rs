@@ -201,7 +201,12 @@ pub fn run(args: &Assemble, words: &[String]) -> Result<(), String> {
         print!("\n{table}\nnothing was written (--dry-run)\n");
         return Ok(());
     }
+    let left_over = files::left_over(&files, &outputs);
     files::write(&outputs).map_err(|e| format!("vhost-user-dm: {e}"))?;
+    if let Some(path) = left_over {
+        // It is part of no disk any more; that it is still there does no harm.
+        let _ = std::fs::remove_file(path);
+    }
     print!("{}", next(&files, &outputs, &args.output));
     Ok(())
 }
