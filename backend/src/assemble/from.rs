@@ -8,7 +8,7 @@ use dm_table::SECTOR_SIZE;
 
 use super::host::Origin;
 use super::product::{From, Product, Row};
-use super::types::{BIOS_BOOT, Type};
+use super::types::{BIOS_BOOT, ESP, Type};
 use crate::check::{count, human};
 use crate::inspect::{self, Contents, Inside, Kind, Partition};
 
@@ -81,6 +81,7 @@ pub fn build(wanted: &Wanted<'_>) -> Result<Product, String> {
         count(table.partitions.len(), "partition"),
         human(sectors * SECTOR_SIZE)
     );
+    product.uefi = table.partitions.iter().any(|p| Type::parse(&p.kind).and_then(Type::gpt) == Some(ESP));
     let mut at = 0;
     for area in areas {
         // Not as an error, also where partitions are: guests read whole pages, which may begin there.

@@ -208,6 +208,9 @@ pub fn run(args: &Assemble, words: &[String]) -> Result<(), String> {
         let _ = std::fs::remove_file(path);
     }
     print!("{}", next(&files, &outputs, &args.output));
+    if product.uefi {
+        println!("# with -bios /usr/share/ovmf/OVMF.fd it starts from the EFI system partition");
+    }
     Ok(())
 }
 

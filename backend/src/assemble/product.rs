@@ -88,6 +88,8 @@ pub struct Product {
     pub doubted: Vec<inspect::Piece>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// Whether there is something that UEFI firmware can start.
+    pub uefi: bool,
 }
 
 /// The files of a disk.

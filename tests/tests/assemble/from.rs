@@ -17,7 +17,7 @@ const MBR: &str = "label: dos\nlabel-id: 0x5a1c39e8\nstart=63, size=4033, type=7
     start=6144, size=4096\nstart=12288, size=8192\nstart=24576, size=63\n";
 
 /// Serves the table and writes `A5` over every sector of the disk; returns which of them could be written.
-fn overwrite(ground: &Ground) -> Vec<bool> {
+pub fn overwrite(ground: &Ground) -> Vec<bool> {
     const STEP: u64 = 64;
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("socket");
@@ -39,7 +39,7 @@ fn overwrite(ground: &Ground) -> Vec<bool> {
 }
 
 /// What changed in a file: the sectors that are not what they were, all of which must be overwritten.
-fn changed(before: &[u8], path: &Path) -> Vec<(u64, u64)> {
+pub fn changed(before: &[u8], path: &Path) -> Vec<(u64, u64)> {
     let after = fs::read(path).expect("the host's disk");
     assert_eq!(before.len(), after.len());
     let differs = before.chunks(512).zip(after.chunks(512)).map(|(before, after)| {
@@ -50,7 +50,7 @@ fn changed(before: &[u8], path: &Path) -> Vec<(u64, u64)> {
 }
 
 /// Where it is true: first sectors, and those behind the last.
-fn ranges(of: impl Iterator<Item = bool>) -> Vec<(u64, u64)> {
+pub fn ranges(of: impl Iterator<Item = bool>) -> Vec<(u64, u64)> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     for (at, _) in (0..).zip(of).filter(|(_, is)| *is) {
         match ranges.last_mut() {
