@@ -238,13 +238,19 @@ fn read_table(path: &Path, concise: bool) -> Result<(TableFile, String), String>
 }
 
 fn run_check(table: &Path, open: &Open, judging: &Judging) -> Result<ExitCode, String> {
-    let (file, name) = read_table(table, open.concise)?;
+    let (file, name) = match read_table(table, open.concise) {
+        Err(error) if judging.json => return tell(&inspect::Verdict::unreadable(error), judging),
+        read => read?,
+    };
     // Asked what is, it does not wait for what will be: a component of a killed process is refused here.
     let settings = Settings { components: components(open), ..Settings::default() };
     let pool = Pool::new(0, Duration::ZERO, Cpus::default());
     let mapper = Mapper::new(settings, Registry::new(), Arc::new(pool), None);
     let started = mapper.start(&file, &name).map(|warnings| (mapper.started(), warnings));
-    let verdict = inspect::judge(&file, started, open.read_only, judging);
+    tell(&inspect::judge(&file, started, open.read_only, judging), judging)
+}
+
+fn tell(verdict: &inspect::Verdict, judging: &Judging) -> Result<ExitCode, String> {
     if judging.json {
         let json = serde_json::to_string_pretty(&verdict).map_err(|e| say("cannot write JSON")(&e))?;
         commands::say(&format!("{json}\n"))?;

@@ -235,7 +235,10 @@ fn text_and_json_say_the_same() {
     assert_eq!(json["verdict"], "refused");
     assert_eq!(json["devices"][0]["sectors"], 200);
     assert_eq!(json["devices"][0]["parts"][1]["to"], "a 99");
-    // What cannot be served at all.
+    // What is no table, and what cannot be served at all.
+    let (status, json) = check(dir.path(), "0 100 linear\n", &[]);
+    assert_eq!((status, json["verdict"].as_str()), (1, Some("refused")));
+    assert!(json["error"].as_str().is_some_and(|text| text.contains("disk.table:1:")), "{json:#}");
     let (status, json) = check(dir.path(), "0 100 linear none 0\n", &[]);
     assert_eq!((status, json["verdict"].as_str()), (1, Some("refused")));
     assert!(json["error"].as_str().is_some_and(|text| text.contains("none")), "{json:#}");

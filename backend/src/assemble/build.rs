@@ -11,6 +11,7 @@ use super::layout::{ALIGN, Back, GPT_ENTRIES, Item, Layout, Misfit, Placed, RECO
 use super::piece::{Aim, Found, find};
 use super::product::{From, Product, Row};
 use super::spec::Spec;
+use super::types::ESP;
 use crate::check::human;
 
 /// For identities that are made from what a disk consists of.
@@ -58,6 +59,7 @@ pub fn build(specs: Vec<Spec>, wanted: &Wanted) -> Result<Product, String> {
         .map_err(|error| format!("vhost-user-dm: the partition table cannot be made: {error}"))?;
     let mut product = Product { head: label.head, tail: label.tail, block: block.into(), notes, ..Product::default() };
     product.what = describe(&layout, identity);
+    product.uefi = layout.parts.iter().any(|placed| placed.part.kind.gpt() == Some(ESP));
     segments(&mut product, &layout, &pieces);
     Ok(product)
 }

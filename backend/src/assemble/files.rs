@@ -81,6 +81,15 @@ fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, String> {
     Ok(Some(bytes))
 }
 
+/// The file of the end that an earlier disk of this name had, if this one has none and nobody has changed it.
+pub fn left_over(files: &Files, outputs: &[Output<'_>]) -> Option<PathBuf> {
+    let table = read(&files.table, MOST_TABLE).ok()??;
+    let tail = read(&files.tail, MOST_BYTES).ok()??;
+    let line = mark(&files.tail, &tail);
+    let ours = String::from_utf8_lossy(&table).lines().any(|known| known == line);
+    (ours && outputs.iter().all(|output| output.path != files.tail)).then(|| files.tail.clone())
+}
+
 /// Writes all files beside their names, and gives them their names when all are on the disk.
 ///
 /// # Errors

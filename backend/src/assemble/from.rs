@@ -8,7 +8,7 @@ use dm_table::SECTOR_SIZE;
 
 use super::host::Origin;
 use super::product::{From, Product, Row};
-use super::types::{BIOS_BOOT, Type};
+use super::types::{BIOS_BOOT, ESP, Type};
 use crate::check::{count, human};
 use crate::inspect::{self, Contents, Inside, Kind, Partition};
 
@@ -81,6 +81,7 @@ pub fn build(wanted: &Wanted<'_>) -> Result<Product, String> {
         count(table.partitions.len(), "partition"),
         human(sectors * SECTOR_SIZE)
     );
+    product.uefi = table.partitions.iter().any(|p| Type::parse(&p.kind).and_then(Type::gpt) == Some(ESP));
     let mut at = 0;
     for area in areas {
         // Not as an error, also where partitions are: guests read whole pages, which may begin there.
@@ -109,8 +110,9 @@ fn areas(disk: &Origin, table: &Contents, sectors: u64, wanted: &Wanted<'_>) -> 
         }
     }
     let mut areas: Vec<Area> = Vec::new();
-    let first = partitions.first().map_or(sectors, |partition| partition.start).min(sectors);
-    let head = first.min(MOST_COPIED);
+    let tail = tail(disk, table, sectors);
+    let first = partitions.first().map_or(sectors, |partition| partition.start);
+    let head = first.min(tail.as_ref().map_or(sectors, |tail| tail.start)).min(MOST_COPIED).min(sectors);
     if head < table.reserved {
         return Err(format!("partition {} lies over the partition table", partitions.first().map_or(0, |p| p.number)));
     }
@@ -125,29 +127,29 @@ fn areas(disk: &Origin, table: &Contents, sectors: u64, wanted: &Wanted<'_>) -> 
     for partition in partitions {
         areas.push(Area { start: partition.start, len: partition.len, what: What::Partition(partition.clone()) });
     }
-    areas.extend(tail(disk, table, sectors));
+    areas.extend(tail);
     areas.sort_by_key(|area| area.start);
+    in_order(&areas, sectors)?;
+    Ok(areas)
+}
+
+/// Refuses areas that lie over one another or beyond the end: such a table is not one to go by.
+fn in_order(areas: &[Area], sectors: u64) -> Result<(), String> {
     let mut end = 0;
-    for area in &mut areas {
-        if matches!(area.what, What::Copy(_)) && area.start >= end {
-            end = area.start + area.len;
-            continue;
-        }
+    for area in areas {
         let name = match &area.what {
             What::Partition(partition) => format!("partition {}", partition.number),
-            _ => "a part of the partition table".to_owned(),
+            What::Copy(_) | What::Tail => "a part of the partition table".to_owned(),
         };
         let fits = area.start.checked_add(area.len).is_some_and(|end| end <= sectors);
         if area.start < end || !fits {
             let why = if fits { "lies over what is before it" } else { "ends beyond the end of the disk" };
-            return Err(format!(
-                "{name}, {} sectors from {} on, {why}: the table is not one to go by",
-                area.len, area.start
-            ));
+            let (start, len) = (area.start, area.len);
+            return Err(format!("{name}, {len} sectors from {start} on, {why}: the table is not one to go by"));
         }
         end = area.start + area.len;
     }
-    Ok(areas)
+    Ok(())
 }
 
 /// The extended boot records, as much as is before the partition of each.
@@ -334,4 +336,103 @@ fn node(disk: &Origin, partition: &Partition) -> Option<PathBuf> {
     let lasting = partition.uuid.as_ref().map(|uuid| PathBuf::from(format!("/dev/disk/by-partuuid/{uuid}")));
     let leads_there = |link: &PathBuf| std::fs::canonicalize(link).is_ok_and(|to| to == node);
     Some(lasting.filter(leads_there).unwrap_or(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::FileExt;
+
+    use fastrand::Rng;
+
+    use super::*;
+    use crate::assemble::build::{self, Wanted as Pieces};
+    use crate::assemble::host::Scheme;
+    use crate::assemble::spec::Spec;
+
+    /// A disk of 7 partitions, as a file of holes.
+    fn image(path: &Path, scheme: Scheme) {
+        let specs = (0..7).map(|n| Spec::parse("piece", format!("zero=2048,label=p{n}")).unwrap()).collect();
+        let pieces =
+            Pieces { scheme, block: None, size: None, guid: None, signature: None, reproducible: true, boot: vec![] };
+        let made = build::build(specs, &pieces).unwrap();
+        let file = fs::File::create(path).unwrap();
+        let mut at = 0;
+        for segment in &made.segments {
+            let bytes = match segment.from {
+                From::Head(from) => &made.head[from as usize * 512..][..segment.len as usize * 512],
+                From::Tail => &made.tail,
+                _ => &[],
+            };
+            file.write_all_at(bytes, at * 512).unwrap();
+            at += segment.len;
+        }
+        file.set_len(at * 512).unwrap();
+    }
+
+    fn random(rng: &mut Rng) -> [u8; 4] {
+        match rng.u8(..4) {
+            0 => [0; 4],
+            1 => [0xFF; 4],
+            2 => rng.u32(..40_000).to_le_bytes(),
+            _ => rng.u32(..).to_le_bytes(),
+        }
+    }
+
+    /// What a table says that somebody else wrote is refused or made, and what is made is the size of the disk.
+    fn survive(scheme: Scheme, damage: fn(&mut Rng, &mut [u8])) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        image(&path, scheme);
+        let whole = fs::read(&path).unwrap();
+        let mut made = 0;
+        for seed in 0..150 {
+            let mut rng = Rng::with_seed(seed);
+            let mut bytes = whole.clone();
+            damage(&mut rng, &mut bytes);
+            fs::write(&path, &bytes).unwrap();
+            let only = rng.bool().then(|| [5].into());
+            let wanted = Wanted { path: &path, only, replace: BTreeMap::new(), rest: Rest::Error };
+            if let Ok(product) = build(&wanted) {
+                let len: u64 = product.segments.iter().map(|segment| segment.len).sum();
+                assert_eq!(len * 512, bytes.len() as u64, "seed {seed}");
+                made += 1;
+            }
+        }
+        assert!(made > 0, "every table is refused");
+    }
+
+    #[test]
+    fn an_mbr_that_leads_anywhere_is_survived() {
+        survive(Scheme::Mbr, |rng, bytes| {
+            for _ in 0..rng.usize(1..4) {
+                // A field of an entry in the first sector, or in that of an extended boot record.
+                let sector = [0, 8192, 12288, 16384, 20480][rng.usize(..5)] * 512;
+                let at = sector + 446 + 16 * rng.usize(..4) + 4 * rng.usize(..4);
+                let word = random(rng);
+                bytes[at..at + 4].copy_from_slice(&word);
+            }
+        });
+    }
+
+    #[test]
+    fn a_gpt_that_leads_anywhere_is_survived() {
+        survive(Scheme::Gpt, |rng, bytes| {
+            for _ in 0..rng.usize(1..4) {
+                // A field of the header or of an entry, and the checksums as they should be.
+                let at = if rng.bool() {
+                    512 + 24 + 4 * rng.usize(..16)
+                } else {
+                    1024 + 32 + 128 * rng.usize(..8) + 4 * rng.usize(..4)
+                };
+                let word = random(rng);
+                bytes[at..at + 4].copy_from_slice(&word);
+            }
+            let entries = crc32fast::hash(&bytes[1024..1024 + 128 * 128]);
+            bytes[512 + 88..512 + 92].copy_from_slice(&entries.to_le_bytes());
+            bytes[512 + 16..512 + 20].fill(0);
+            let header = crc32fast::hash(&bytes[512..512 + 92]);
+            bytes[512 + 16..512 + 20].copy_from_slice(&header.to_le_bytes());
+        });
+    }
 }

@@ -176,7 +176,8 @@ pub fn run(args: &Assemble, words: &[String]) -> Result<(), String> {
         None => of_pieces(args)?,
     };
     let command = command(words);
-    let table = product.table(&files, &command);
+    let read_only = product.read_only().map_err(|e| format!("vhost-user-dm: {e}"))?;
+    let table = product.table(&files, &command, read_only);
     let mut outputs = vec![Output { path: &files.head, bytes: &product.head }];
     if !product.tail.is_empty() {
         outputs.push(Output { path: &files.tail, bytes: &product.tail });
@@ -200,8 +201,16 @@ pub fn run(args: &Assemble, words: &[String]) -> Result<(), String> {
         print!("\n{table}\nnothing was written (--dry-run)\n");
         return Ok(());
     }
+    let left_over = files::left_over(&files, &outputs);
     files::write(&outputs).map_err(|e| format!("vhost-user-dm: {e}"))?;
+    if let Some(path) = left_over {
+        // It is part of no disk any more; that it is still there does no harm.
+        let _ = std::fs::remove_file(path);
+    }
     print!("{}", next(&files, &outputs, &args.output));
+    if product.uefi {
+        println!("# with -bios /usr/share/ovmf/OVMF.fd it starts from the EFI system partition");
+    }
     Ok(())
 }
 

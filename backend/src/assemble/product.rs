@@ -88,6 +88,8 @@ pub struct Product {
     pub doubted: Vec<inspect::Piece>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// Whether there is something that UEFI firmware can start.
+    pub uefi: bool,
 }
 
 /// The files of a disk.
@@ -154,8 +156,29 @@ impl Product {
         }
     }
 
-    /// The table, made by `command`.
-    pub fn table(&self, files: &Files, command: &str) -> String {
+    /// Whether the whole disk is read-only. A table cannot make a part of a disk so.
+    ///
+    /// # Errors
+    /// What is read-only beside something that is not.
+    pub fn read_only(&self) -> Result<bool, String> {
+        let real = |wanted: bool| {
+            self.segments.iter().find_map(|segment| match &segment.from {
+                From::Linear { path, frozen, .. } if *frozen == wanted => Some(path.as_str()),
+                _ => None,
+            })
+        };
+        match (real(true), real(false)) {
+            (None, _) => Ok(false),
+            (Some(_), None) => Ok(true),
+            (Some(frozen), Some(writable)) => Err(format!(
+                "{frozen} is to be read-only and {writable} is not: the guest can write all of a disk or nothing of it. Make \
+                 all pieces read-only, or assemble two disks"
+            )),
+        }
+    }
+
+    /// The table, made by `command`; in the concise form where the disk is read-only, which the other one cannot say.
+    pub fn table(&self, files: &Files, command: &str, read_only: bool) -> String {
         let mut lines = vec![format!("{MARK}: {}", self.what), format!("# {command}")];
         for (path, bytes) in [(&files.head, &self.head), (&files.tail, &self.tail)] {
             if !bytes.is_empty() {
@@ -182,7 +205,16 @@ impl Product {
             // Nothing of what the host's tables say begins a line of its own.
             let _ = writeln!(text, "{}", line.replace(|c: char| c.is_control() && c != '\t', " "));
         }
-        text
+        if !read_only {
+            return text;
+        }
+        let stem = files.table.file_stem().unwrap_or_default().to_string_lossy();
+        let name = dm_table::mangle(&stem).unwrap_or_else(|| "disk".to_owned());
+        let special = |c: char| matches!(c, '\\' | ',' | ';');
+        let escape = |text: &str| {
+            text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect::<String>()
+        };
+        format!("{},,,ro,\n{};\n", escape(&name), escape(text.trim_end()))
     }
 }
 

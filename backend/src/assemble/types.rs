@@ -28,12 +28,14 @@ const fn named(name: &'static str, gpt: Uuid, mbr: Option<u8>, people: &'static 
 
 /// Linux data, the type of what has no other.
 const GENERIC: Uuid = uuid!("0fc63daf-8483-4772-8e79-3d69d8477de4");
+/// What UEFI firmware starts from.
+pub const ESP: Uuid = uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
 /// The part of GRUB that a BIOS starts.
 pub const BIOS_BOOT: Uuid = uuid!("21686148-6449-6e6f-744e-656564454649");
 
 /// Where an MBR's number stands for several, the first one counts.
 const NAMED: [Named; 16] = [
-    named("esp", uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b"), Some(0xEF), "EFI system"),
+    named("esp", ESP, Some(0xEF), "EFI system"),
     named("xbootldr", uuid!("bc13c2ff-59e6-4262-a352-b275fd6f7172"), Some(0xEA), "Linux extended boot"),
     named("linux-generic", GENERIC, Some(0x83), "Linux file system"),
     named("swap", uuid!("0657fd6d-a4ab-43c4-84e5-0933c84b4f4f"), Some(0x82), "Linux swap"),

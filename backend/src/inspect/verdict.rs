@@ -29,7 +29,7 @@ pub struct Judging {
 }
 
 /// Everything that is said of a table file.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Verdict {
     /// `clean`, `warned` or `refused`.
     pub verdict: &'static str,
@@ -67,14 +67,7 @@ pub fn judge(
     judging: &Judging,
 ) -> Verdict {
     let mut all = findings(&components(file, read_only, started.is_err()));
-    let mut verdict = Verdict {
-        verdict: "clean",
-        findings: Vec::new(),
-        warnings: Vec::new(),
-        error: None,
-        devices: Vec::new(),
-        text: String::new(),
-    };
+    let mut verdict = Verdict { verdict: "clean", ..Verdict::default() };
     match started {
         Err(diagnostic) => verdict.error = Some(diagnostic.to_string().trim_end().to_owned()),
         Ok((started, warnings)) => {
@@ -161,6 +154,11 @@ pub(crate) fn components(file: &TableFile, read_only: bool, look: bool) -> Vec<P
 }
 
 impl Verdict {
+    /// Of a text that is no table.
+    pub fn unreadable(error: String) -> Verdict {
+        Verdict { verdict: "refused", error: Some(error.trim_end().to_owned()), ..Verdict::default() }
+    }
+
     /// For people: the devices, then what speaks against them.
     pub fn human(&self) -> String {
         let mut text = self.text.clone();

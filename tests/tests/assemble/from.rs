@@ -1,7 +1,6 @@
 //! The host's disk with a copy of its partition table.
 
 use std::fs;
-use std::ops::Range;
 use std::path::Path;
 
 use dm_tests::daemon::{Daemon, flag};
@@ -18,7 +17,7 @@ const MBR: &str = "label: dos\nlabel-id: 0x5a1c39e8\nstart=63, size=4033, type=7
     start=6144, size=4096\nstart=12288, size=8192\nstart=24576, size=63\n";
 
 /// Serves the table and writes `A5` over every sector of the disk; returns which of them could be written.
-fn overwrite(ground: &Ground) -> Vec<bool> {
+pub fn overwrite(ground: &Ground) -> Vec<bool> {
     const STEP: u64 = 64;
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("socket");
@@ -40,7 +39,7 @@ fn overwrite(ground: &Ground) -> Vec<bool> {
 }
 
 /// What changed in a file: the sectors that are not what they were, all of which must be overwritten.
-fn changed(before: &[u8], path: &Path) -> Vec<Range<u64>> {
+pub fn changed(before: &[u8], path: &Path) -> Vec<(u64, u64)> {
     let after = fs::read(path).expect("the host's disk");
     assert_eq!(before.len(), after.len());
     let differs = before.chunks(512).zip(after.chunks(512)).map(|(before, after)| {
@@ -50,13 +49,13 @@ fn changed(before: &[u8], path: &Path) -> Vec<Range<u64>> {
     ranges(differs)
 }
 
-/// Where it is true.
-fn ranges(of: impl Iterator<Item = bool>) -> Vec<Range<u64>> {
-    let mut ranges: Vec<Range<u64>> = Vec::new();
+/// Where it is true: first sectors, and those behind the last.
+pub fn ranges(of: impl Iterator<Item = bool>) -> Vec<(u64, u64)> {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
     for (at, _) in (0..).zip(of).filter(|(_, is)| *is) {
         match ranges.last_mut() {
-            Some(last) if last.end == at => last.end += 1,
-            _ => ranges.push(at..at + 1),
+            Some((_, end)) if *end == at => *end += 1,
+            _ => ranges.push((at, at + 1)),
         }
     }
     ranges
@@ -85,8 +84,8 @@ fn only_the_named_partitions_of_a_gpt_can_be_reached() {
     assert!(assembled[..4096 * 512] == before[..4096 * 512], "table, boot gap and the boot loader's partition");
 
     let written = overwrite(&ground);
-    assert_eq!(changed(&before, &host), [16384..20480]);
-    assert_eq!(ranges(written.iter().map(|written| !written)), [8192..16384]);
+    assert_eq!(changed(&before, &host), [(16384, 20480)]);
+    assert_eq!(ranges(written.iter().map(|written| !written)), [(8192, 16384)]);
     assert!(fs::read(&other).expect("the other file").iter().all(|byte| *byte == 0xA5));
 }
 
@@ -106,8 +105,8 @@ fn only_the_named_partitions_of_an_mbr_can_be_reached() {
         }
     }
     let written = overwrite(&ground);
-    assert_eq!(changed(&before, &host), [63..4096, 12288..20480]);
-    assert_eq!(ranges(written.iter().map(|written| !written)), [0..0; 0]);
+    assert_eq!(changed(&before, &host), [(63, 4096), (12288, 20480)]);
+    assert_eq!(ranges(written.iter().map(|written| !written)), []);
 }
 
 #[test]
@@ -136,4 +135,22 @@ fn what_cannot_be_made_is_said() {
         "{}",
         said.err
     );
+}
+
+#[test]
+fn all_of_a_disk_may_be_read_only_but_no_part_alone() {
+    let ground = Ground::new();
+    let host = host(&ground, "host", GPT);
+    let before = fs::read(&host).expect("the host's disk");
+    let said = ground.try_assemble(&["--from=host", "--only=3", "--rest=ro"]);
+    assert!(!said.good && said.err.contains("the guest can write all of a disk or nothing of it"), "{}", said.err);
+    let said = ground.try_assemble(&["a=host@8192+8192,ro", "b=host@16384+4096"]);
+    assert!(!said.good && said.err.contains("Make all pieces read-only, or assemble two disks"), "{}", said.err);
+
+    ground.assemble(&["a=host@8192+8192,ro,label=a\\,b", "b=host@16384+4096,ro"]);
+    assert!(sgdisk(&ground.image(), 1).iter().any(|(key, value)| key == "Attribute flags" && value.starts_with('1')));
+    assert_eq!(ranges(overwrite(&ground).iter().copied()), []);
+    assert!(fs::read(&host).expect("the host's disk") == before);
+    // Its mark is found in this form too.
+    ground.assemble(&["a=host@8192+8192,ro", "b=host@16384+4096,ro"]);
 }

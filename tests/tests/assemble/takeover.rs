@@ -8,6 +8,7 @@ use dm_tests::loops::Loop;
 use dm_tests::skip::{is_root, skip};
 use serde_json::Value;
 
+use crate::from::{changed, overwrite, ranges};
 use crate::ground::{Ground, sfdisk, tool};
 
 const GPT: &str = "label: gpt\n\
@@ -137,8 +138,11 @@ fn partitions_of_a_disk_keep_what_they_are() {
     assert_eq!(real.len(), 1, "{real:?}");
     assert_eq!(fs::canonicalize(&real[0][3]).expect("a device"), disk.node(2));
     assert_eq!(real[0][4], "0");
-    drop(disk);
     assert!(fs::read(&image).expect("the host's disk") == before, "assembling writes nothing to the host's disk");
+    let written = overwrite(&ground);
+    assert_eq!(ranges(written.iter().map(|written| !written)), [(2048, 6144)], "the partition that was not named");
+    drop(disk);
+    assert_eq!(changed(&before, &image), [(8192, 16384)]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! which table it went through. The last part of the disk is pinned: all tables have it in the same place, so that what is
 //! done twice, or late, shows there.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -69,6 +70,33 @@ enum Slot {
     Striped(Place, Place, u64),
 }
 
+/// The components' bytes, each page read once.
+pub struct Look<'a> {
+    files: &'a [File],
+    pages: HashMap<(usize, u64), Vec<u8>>,
+}
+
+impl Look<'_> {
+    pub fn holds(&mut self, place: Place, stamp: Stamp) -> bool {
+        let at = place.sector * SECTOR as u64;
+        let (page, skip) = (at & !4095, (at & 4095) as usize);
+        let bytes =
+            self.pages.entry((place.component, page)).or_insert_with(|| read_page(&self.files[place.component], page));
+        let mut sector = [0; SECTOR];
+        write_sector(stamp, &mut sector);
+        bytes[skip..][..SECTOR] == sector
+    }
+}
+
+/// By direct I/O, in pages of memory and disk: past a page cache that may be behind the direct writes.
+fn read_page(file: &File, at: u64) -> Vec<u8> {
+    let mut space = vec![0; 8192];
+    let skip = space.as_ptr().align_offset(4096);
+    let page = &mut space[skip..skip + 4096];
+    file.read_exact_at(page, at).expect("read a component");
+    page.to_vec()
+}
+
 /// Makes tables.
 #[derive(Clone)]
 pub struct Layout {
@@ -106,17 +134,9 @@ impl Ground {
         self.held[place.component][place.sector as usize] = stamp;
     }
 
-    /// Whether that is there indeed.
-    pub fn holds(&self, place: Place, stamp: Stamp) -> bool {
-        // By direct I/O in pages of memory and disk, past a page cache that may be behind the direct writes.
-        let mut space = vec![0; 8192];
-        let skip = space.as_ptr().align_offset(4096);
-        let page = &mut space[skip..skip + 4096];
-        let at = place.sector * SECTOR as u64;
-        self.files[place.component].read_exact_at(page, at & !4095).expect("read a component");
-        let mut sector = [0; SECTOR];
-        write_sector(stamp, &mut sector);
-        page[(at & 4095) as usize..][..SECTOR] == sector
+    /// What is there indeed.
+    pub fn look(&self) -> Look<'_> {
+        Look { files: &self.files, pages: HashMap::new() }
     }
 
     /// Asserts that the components hold what they must, to the last sector.

@@ -240,10 +240,11 @@ impl<'a> Load<'a> {
     /// All of it went through one of the tables, and where the others have these sectors nothing has changed.
     fn check_write(&mut self, flight: &Flight, generations: &[u64]) {
         let all: Vec<Vec<Place>> = generations.iter().map(|generation| self.places(flight, *generation)).collect();
-        let through = |chosen: &Vec<Place>| {
+        let mut look = self.ground.look();
+        let mut through = |chosen: &Vec<Place>| {
             let new = |place: &Place| chosen.iter().position(|other| other == place).map(|at| flight.stamps[at]);
             let expected = |place: &Place| new(place).unwrap_or_else(|| self.ground.held(*place));
-            all.iter().flatten().all(|place| self.ground.holds(*place, expected(place)))
+            all.iter().flatten().all(|place| look.holds(*place, expected(place)))
         };
         let chosen = match &all[..] {
             // The whole of it is looked at in the end.
