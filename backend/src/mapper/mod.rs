@@ -484,6 +484,8 @@ impl Mapper {
             "striped" => [1, 6, 0],
             "zero" => [1, 2, 0],
             "error" => [1, 7, 0],
+            "delay" => [1, 4, 0],
+            "flakey" => [1, 5, 0],
             _ => [1, 0, 0],
         };
         let types = dm_table::target_types().filter(|name| crate::map::served(name));

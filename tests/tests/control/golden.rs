@@ -198,7 +198,9 @@ fn compare(machine: &Machine, step: &Step, output: &Output) -> Result<(), String
         Some(Except::Fewer) => {
             expected.retain(|line| printed.contains(line.as_str()));
             expected.sort_unstable();
-            let mut lines: Vec<&str> = printed.split_inclusive('\n').collect();
+            // That kernel had no dust when the list was made.
+            let lines = printed.split_inclusive('\n').filter(|line| !line.starts_with("dust "));
+            let mut lines: Vec<&str> = lines.collect();
             lines.sort_unstable();
             printed = lines.concat();
         }
