@@ -102,6 +102,10 @@ pub struct Assemble {
     #[arg(long, value_name = "FILE")]
     pub boot_code: Option<PathBuf>,
 
+    /// Make a disk that the guest can only read, so that pieces may be in use
+    #[arg(long)]
+    pub read_only: bool,
+
     /// Make GUIDs and signature from the sizes, names and types of the pieces: the same disk every time
     #[arg(long)]
     pub reproducible: bool,
@@ -171,10 +175,13 @@ pub fn run(args: &Assemble, words: &[String]) -> Result<(), String> {
         return volume::run(name, args, &command(words));
     }
     let files = Files::beside(&args.output).map_err(|e| format!("vhost-user-dm: {e}"))?;
-    let product = match &args.from {
+    let mut product = match &args.from {
         Some(path) => of_disk(path, args)?,
         None => of_pieces(args)?,
     };
+    if args.read_only {
+        product.freeze();
+    }
     let command = command(words);
     let read_only = product.read_only().map_err(|e| format!("vhost-user-dm: {e}"))?;
     let table = product.table(&files, &command, read_only);

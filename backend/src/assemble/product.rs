@@ -156,6 +156,16 @@ impl Product {
         }
     }
 
+    /// Makes all of it read-only.
+    pub fn freeze(&mut self) {
+        for segment in &mut self.segments {
+            if let From::Linear { frozen, .. } = &mut segment.from {
+                *frozen = true;
+            }
+        }
+        self.doubted.iter_mut().for_each(|piece| piece.write = false);
+    }
+
     /// Whether the whole disk is read-only. A table cannot make a part of a disk so.
     ///
     /// # Errors
@@ -172,7 +182,7 @@ impl Product {
             (Some(_), None) => Ok(true),
             (Some(frozen), Some(writable)) => Err(format!(
                 "{frozen} is to be read-only and {writable} is not: the guest can write all of a disk or nothing of it. Make \
-                 all pieces read-only, or assemble two disks"
+                 all pieces read-only (--read-only), or assemble two disks"
             )),
         }
     }

@@ -145,12 +145,24 @@ fn all_of_a_disk_may_be_read_only_but_no_part_alone() {
     let said = ground.try_assemble(&["--from=host", "--only=3", "--rest=ro"]);
     assert!(!said.good && said.err.contains("the guest can write all of a disk or nothing of it"), "{}", said.err);
     let said = ground.try_assemble(&["a=host@8192+8192,ro", "b=host@16384+4096"]);
-    assert!(!said.good && said.err.contains("Make all pieces read-only, or assemble two disks"), "{}", said.err);
+    assert!(
+        !said.good && said.err.contains("Make all pieces read-only (--read-only), or assemble two disks"),
+        "{}",
+        said.err
+    );
 
     ground.assemble(&["a=host@8192+8192,ro,label=a\\,b", "b=host@16384+4096,ro"]);
     assert!(sgdisk(&ground.image(), 1).iter().any(|(key, value)| key == "Attribute flags" && value.starts_with('1')));
     assert_eq!(ranges(overwrite(&ground).iter().copied()), []);
     assert!(fs::read(&host).expect("the host's disk") == before);
     // Its mark is found in this form too.
+    ground.assemble(&["--from=host", "--only=3", "--rest=ro", "--read-only"]);
+    assert_eq!(ranges(overwrite(&ground).iter().copied()), []);
+    assert!(fs::read(&host).expect("the host's disk") == before);
+    let image = fs::read(ground.image()).expect("the disk");
+    for part in [0..4096, 8192..20480, 24576..32768] {
+        let part = part.start * 512..part.end * 512;
+        assert!(image[part.clone()] == before[part], "all partitions can be read");
+    }
     ground.assemble(&["a=host@8192+8192,ro", "b=host@16384+4096,ro"]);
 }

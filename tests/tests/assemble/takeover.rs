@@ -4,8 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use dm_tests::daemon::{Daemon, flag};
 use dm_tests::loops::Loop;
 use dm_tests::skip::{is_root, skip};
+use dm_tests::vmm::Setup;
 use serde_json::Value;
 
 use crate::from::{changed, overwrite, ranges};
@@ -178,6 +180,12 @@ fn a_disk_of_4096_byte_blocks_has_a_table_of_such() {
     let device = attach(&a).expect("a second loop device");
     let piece = format!("a={}", device.node.display());
     assert!(ground.assemble(&[&piece]).contains("4096-byte blocks"));
+    let socket = ground.path("socket");
+    let mut daemon = Daemon::start([flag("--socket-path", &socket), flag("--table", &ground.path("disk.table"))]);
+    let vmm = daemon.vmm(&socket, &Setup::default());
+    assert_eq!(vmm.config.blk_size, 4096);
+    drop(vmm);
+    daemon.stop();
     let said = ground.try_assemble(&[&piece, "--sector-size=512"]);
     assert!(!said.good && said.err.contains("it has blocks of 4096 bytes, and so would the disk"), "{}", said.err);
     drop(b);
