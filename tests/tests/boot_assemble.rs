@@ -10,10 +10,13 @@ mod host;
 mod vm;
 
 use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dm_tests::daemon::{Daemon, binary, flag};
-use host::{Piece, Scratch, run, sha256};
+use dm_tests::skip::skip;
+use host::{Loop, Piece, Scratch, run, sha256};
 use vm::{Setup, disk_images};
 
 /// What the booted system does: says where its root is and what two tools think of the disk.
@@ -105,14 +108,12 @@ fn boot(scratch: &Scratch, setup: fn(Setup) -> Setup, root: &str, partuuid: &str
     daemon.stop();
     assert_eq!(sha256(&scratch.path("vm.head")), head, "a guest that only reads the partition table changed it");
     assert_eq!(verify(scratch), before);
-    check_boots(scratch);
 }
 
 /// The guest wrote to its root file system, which is as it should be.
-fn check_boots(scratch: &Scratch) {
-    let root = scratch.path("root.img");
-    run(Command::new("e2fsck").arg("-fn").arg(&root));
-    let boots = run(Command::new("debugfs").args(["-R", "cat /var/boots"]).arg(&root));
+fn check_boots(root: &Path) {
+    run(Command::new("e2fsck").arg("-fn").arg(root));
+    let boots = run(Command::new("debugfs").args(["-R", "cat /var/boots"]).arg(root));
     assert_eq!(boots.lines().count(), 1, "boots noted on the root file system: {boots:?}");
 }
 
@@ -132,6 +133,7 @@ fn a_bios_boots_a_gpt_of_three_files() {
         &["--boot-code=boot-code", "grub=grub.img,type=bios-boot", "boot=boot.img,type=xbootldr", &root],
     );
     boot(&scratch, |setup| setup, "/dev/vda3", ROOT);
+    check_boots(&scratch.path("root.img"));
 }
 
 #[test]
@@ -141,6 +143,7 @@ fn uefi_boots_a_gpt_of_two_files() {
     let root = format!("root=root.img,guid={ROOT}");
     assemble(&scratch, &["--label=gpt", "esp=boot.img", &root]);
     boot(&scratch, |setup| setup.arg("--uefi"), "/dev/vda2", ROOT);
+    check_boots(&scratch.path("root.img"));
 }
 
 #[test]
@@ -160,10 +163,11 @@ fn a_bios_boots_an_mbr_of_two_files() {
         ],
     );
     boot(&scratch, |setup| setup, "/dev/vda2", "5a1c39e8-02");
+    check_boots(&scratch.path("root.img"));
 }
 
 #[test]
-fn uefi_boots_a_directory_of_files_by_their_names() {
+fn uefi_boots_three_files_by_their_names() {
     let scratch = Scratch::new();
     // The same files make the same disk, so its PARTUUIDs are known before they are in the configuration.
     partitions(&scratch, ROOT);
@@ -172,6 +176,8 @@ fn uefi_boots_a_directory_of_files_by_their_names() {
     let link = |from: &str, to: &str| std::os::unix::fs::symlink(scratch.path(from), dir.join(to)).expect("a link");
     link("boot.img", "esp.img");
     link("root.img", "root-x86-64.img");
+    scratch.noise("home.img", 4096);
+    link("home.img", "home.img");
     let said = assemble(&scratch, &["--discover=images", "--dry-run"]);
     let partuuid = said.lines().filter_map(|line| line.trim().strip_prefix("PARTUUID=")).nth(1);
     let partuuid = partuuid.unwrap_or_else(|| panic!("no second partition: {said}")).to_owned();
@@ -180,30 +186,134 @@ fn uefi_boots_a_directory_of_files_by_their_names() {
     let dump = verify(&scratch);
     assert!(dump.contains("type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"), "{dump}");
     boot(&scratch, |setup| setup.arg("--uefi"), "/dev/vda2", &partuuid);
+    check_boots(&scratch.path("root.img"));
+}
+
+/// A disk of a host: GRUB for a BIOS, boot, root, and a partition that is nobody's business.
+fn host_disk(scratch: &Scratch) -> PathBuf {
+    partitions(scratch, ROOT);
+    let (first, core) = grub(scratch, "(hd0,gpt2)/grub", 2048);
+    fs::write(scratch.path("boot-code"), first).expect("write the boot code");
+    fs::write(scratch.path("grub.img"), core).expect("write GRUB");
+    scratch.noise("other.img", 16384);
+    let root = format!("root=root.img,guid={ROOT}");
+    assemble(
+        scratch,
+        &["--boot-code=boot-code", "grub=grub.img,type=bios-boot", "boot=boot.img,type=esp", &root, "other=other.img"],
+    );
+    let image = scratch.path("host.img");
+    host::assemble(&pieces(scratch), &image);
+    image
+}
+
+/// Where the partitions of the host's disk are, in bytes.
+fn ranges(image: &Path) -> Vec<Range<usize>> {
+    let dump = run(Command::new("sfdisk").arg("--dump").arg(image));
+    let field = |line: &str, key: &str| {
+        let (_, after) = line.split_once(key).expect("a partition");
+        after.split(',').next().and_then(|number| number.trim().parse::<usize>().ok()).expect("a number") * 512
+    };
+    let lines = dump.lines().filter(|line| line.contains("start="));
+    lines.map(|line| field(line, "start=")..field(line, "start=") + field(line, "size=")).collect()
+}
+
+/// Nothing of the host's disk was changed but partitions of these numbers.
+fn only_changed(before: &[u8], image: &Path, numbers: &[usize]) {
+    let mut after = fs::read(image).expect("the host's disk");
+    for number in numbers {
+        let range = ranges(image)[number - 1].clone();
+        after[range.clone()].copy_from_slice(&before[range]);
+    }
+    assert!(before == after, "the host's disk was changed elsewhere");
 }
 
 #[test]
 fn the_disk_of_an_image_boots_with_one_partition_real_and_one_replaced() {
     let scratch = Scratch::new();
-    partitions(&scratch, ROOT);
-    let (first, core) = grub(&scratch, "(hd0,gpt2)/grub", 2048);
-    fs::write(scratch.path("boot-code"), first).expect("write the boot code");
-    fs::write(scratch.path("grub.img"), core).expect("write GRUB");
-    let root = format!("root=root.img,guid={ROOT}");
-    assemble(
-        &scratch,
-        &["--boot-code=boot-code", "grub=grub.img,type=bios-boot", "boot=boot.img,type=xbootldr", &root, "zero=8MiB"],
-    );
-    let image = scratch.path("host.img");
-    host::assemble(&pieces(&scratch), &image);
+    let image = host_disk(&scratch);
     let before = fs::read(&image).expect("the host's disk");
     // Root is a file of its own here; of the host's disk only the boot partition is real.
     assemble(&scratch, &["--from=host.img", "--only=2", "--replace=3=root.img", "--rest=zero"]);
     boot(&scratch, |setup| setup, "/dev/vda3", ROOT);
-    let after = fs::read(&image).expect("the host's disk");
-    let len = |name: &str| fs::metadata(scratch.path(name)).expect("a piece").len() as usize;
-    let start = (1 << 20) + len("grub.img").next_multiple_of(1 << 20);
-    let end = start + len("boot.img");
-    assert!(before[..start] == after[..start], "the host's disk was changed before the partition");
-    assert!(before[end..] == after[end..], "the host's disk was changed behind the partition");
+    check_boots(&scratch.path("root.img"));
+    only_changed(&before, &image, &[2]);
+}
+
+/// A loop device whose partitions the kernel was told of.
+struct Disk {
+    device: Loop,
+}
+
+impl Disk {
+    fn attach(image: &Path) -> Result<Disk, String> {
+        let disk = Disk { device: Loop::attach(image, 512)? };
+        if !disk.partition(1).exists() {
+            let added =
+                Command::new("partx").arg("--add").arg(disk.device.path()).output().map_err(|e| e.to_string())?;
+            if !added.status.success() || !disk.partition(1).exists() {
+                return Err(format!("partx: {}", String::from_utf8_lossy(&added.stderr)));
+            }
+        }
+        Ok(disk)
+    }
+
+    fn partition(&self, number: u32) -> PathBuf {
+        PathBuf::from(format!("{}p{number}", self.device.path().display()))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // The loop device goes after its partitions.
+        let _ = Command::new("partx").arg("--delete").arg(self.device.path()).output();
+    }
+}
+
+/// A root file system out of the host's disk.
+fn root_of(scratch: &Scratch, image: &Path) -> PathBuf {
+    let bytes = fs::read(image).expect("the host's disk");
+    let root = scratch.path("root-afterwards");
+    fs::write(&root, &bytes[ranges(image)[2].clone()]).expect("write the root file system");
+    root
+}
+
+#[test]
+fn the_other_system_of_a_disk_boots_from_its_partitions() {
+    const NAME: &str = "the_other_system_of_a_disk_boots_from_its_partitions";
+    let scratch = Scratch::new();
+    let image = host_disk(&scratch);
+    let before = fs::read(&image).expect("the host's disk");
+    let disk = match Disk::attach(&image) {
+        Ok(disk) => disk,
+        Err(why) => return skip(NAME, &why),
+    };
+    let from = format!("--from={}", disk.device.path().display());
+    assemble(&scratch, &[&from, "--only=2,3", "--rest=zero"]);
+    boot(&scratch, |setup| setup, "/dev/vda3", ROOT);
+    drop(disk);
+    only_changed(&before, &image, &[2, 3]);
+    check_boots(&root_of(&scratch, &image));
+}
+
+#[test]
+fn uefi_boots_partitions_that_keep_their_partuuids() {
+    const NAME: &str = "uefi_boots_partitions_that_keep_their_partuuids";
+    let scratch = Scratch::new();
+    let image = host_disk(&scratch);
+    let before = fs::read(&image).expect("the host's disk");
+    let disk = match Disk::attach(&image) {
+        Ok(disk) => disk,
+        Err(why) => return skip(NAME, &why),
+    };
+    // GRUB looks for its configuration on the first partition.
+    let piece = |name: &str, number| format!("{name}={}", disk.partition(number).display());
+    let said = assemble(&scratch, &[&piece("esp", 2), &piece("root", 3)]);
+    assert!(
+        said.contains(&format!("PARTUUID={ROOT}\n     type, GUID, label and attributes as partition 3 of ")),
+        "{said}"
+    );
+    boot(&scratch, |setup| setup.arg("--uefi"), "/dev/vda2", ROOT);
+    drop(disk);
+    only_changed(&before, &image, &[2, 3]);
+    check_boots(&root_of(&scratch, &image));
 }
