@@ -1,5 +1,6 @@
 //! Requests on four queues at depth 64, each checked against the tables that may have been live while it was under way.
 
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -106,33 +107,43 @@ impl<'a> Load<'a> {
         let mut heard = Instant::now();
         loop {
             let stopping = self.shared.stop.load(Ordering::SeqCst);
-            if !stopping {
-                (0..QUEUES).for_each(|queue| self.fill(queue));
-            }
-            let mut any = false;
-            for queue in 0..QUEUES {
-                while let Some(done) = self.vmm.complete(queue) {
-                    self.finish(queue, done);
-                    any = true;
-                }
-            }
-            let flights = self.flights.iter().flatten().flatten();
-            let oldest = flights.map(|flight| flight.since).min();
-            if oldest.is_none() && stopping {
-                break;
-            }
-            self.shared.oldest.store(oldest.unwrap_or(self.shared.live.load(Ordering::SeqCst)), Ordering::SeqCst);
-            if any {
+            if self.step(!stopping) {
                 heard = Instant::now();
+            } else if stopping && self.under_way() == 0 {
+                break;
             } else {
-                assert!(
-                    heard.elapsed() < PATIENCE,
-                    "{} requests are lost",
-                    self.flights.iter().flatten().flatten().count()
-                );
+                assert!(heard.elapsed() < PATIENCE, "{} requests are lost", self.under_way());
                 std::thread::yield_now();
             }
         }
+    }
+
+    /// Submits requests, if it may, and looks at what has come back; whether anything has.
+    pub fn step(&mut self, submit: bool) -> bool {
+        if submit {
+            (0..QUEUES).for_each(|queue| self.fill(queue));
+        }
+        let mut any = false;
+        for queue in 0..QUEUES {
+            while let Some(done) = self.vmm.complete(queue) {
+                self.finish(queue, done);
+                any = true;
+            }
+        }
+        let oldest = self.flights.iter().flatten().flatten().map(|flight| flight.since).min();
+        self.shared.oldest.store(oldest.unwrap_or(self.shared.live.load(Ordering::SeqCst)), Ordering::SeqCst);
+        any
+    }
+
+    fn under_way(&self) -> usize {
+        self.flights.iter().flatten().flatten().count()
+    }
+
+    /// Comes back to a back end that has been started again, which has its queues again after this: what was under way at
+    /// the kill, and may be on the components already, is done again before any other table comes.
+    pub fn reconnect(&mut self, stream: UnixStream) {
+        self.vmm.reconnect(stream).expect("reconnect");
+        self.vmm.sync().expect("round trip");
     }
 
     fn fill(&mut self, queue: usize) {

@@ -3,6 +3,7 @@
 //! `DM_SWAPS` sets the number of swaps for each seed (the long form is 1000), `DM_TEST_SEED` repeats one.
 
 mod ground;
+mod kills;
 mod load;
 
 use std::sync::Arc;
