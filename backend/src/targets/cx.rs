@@ -57,6 +57,8 @@ pub(crate) struct Inner {
     timers: BinaryHeap<Reverse<(u64, u32)>>,
     /// Nanoseconds of the engine's clock.
     pub now: u64,
+    /// Queues that are being stopped.
+    pub hurried: Vec<u32>,
     spare: Vec<Vec<HostSlice>>,
 }
 
@@ -124,12 +126,18 @@ impl Inner {
 pub struct Cx {
     pub(crate) local: Local,
     pub(crate) task: u32,
+    pub(crate) queue: u32,
 }
 
 impl Cx {
     /// Nanoseconds of a clock that never goes back.
     pub fn now(&self) -> u64 {
         self.local.0.borrow().now
+    }
+
+    /// Whether somebody waits for the queue to end: what is held back for no other reason than time is to go on.
+    pub fn is_hurried(&self) -> bool {
+        self.local.0.borrow().hurried.contains(&self.queue)
     }
 
     /// Comes back at `due` on that clock, or earlier when there may be another reason to look.

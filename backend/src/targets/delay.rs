@@ -38,7 +38,7 @@ impl Delay {
 
     async fn hold(&self, cx: &Cx, class: usize) {
         let due = cx.now() + u64::from(self.classes[class].ms) * 1_000_000;
-        let over = || cx.now() >= due || self.state.released.load(Ordering::Acquire);
+        let over = || cx.now() >= due || self.state.released.load(Ordering::Acquire) || cx.is_hurried();
         if over() {
             return;
         }

@@ -469,6 +469,10 @@ impl<E: Engine> Core<E> {
         if let Some(Some(place)) = self.queues.get_mut(index as usize) {
             place.queue.stop();
             place.stop = Some(answer);
+            if self.stateful {
+                self.local.0.borrow_mut().hurried.push(index);
+                self.tasks.wake_all();
+            }
             self.engine.unwatch(index + 1);
         }
     }
@@ -476,7 +480,7 @@ impl<E: Engine> Core<E> {
     /// Ends the queues that were stopped and have drained, and answers who waits.
     fn finish_stops(&mut self) {
         let mut ended = false;
-        for slot in &mut self.queues {
+        for (queue_index, slot) in (0..).zip(&mut self.queues) {
             let Some(place) = slot else { continue };
             if let Some(answer) = place.hold.take_if(|_| place.queue.drained()) {
                 // Published before, so that the guest need not wait for what comes next.
@@ -490,6 +494,7 @@ impl<E: Engine> Core<E> {
                 let next = queue.next_avail();
                 queue.end(&mut self.ops, &mut self.engine);
                 ended = true;
+                self.local.0.borrow_mut().hurried.retain(|hurried| *hurried != queue_index);
                 // Who asked may have gone meanwhile; the queue has ended all the same.
                 let _ = answer.send(next);
             }

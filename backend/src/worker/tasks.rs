@@ -102,7 +102,7 @@ where
 {
     fn spawn(&mut self, local: &Local, queue: u32, parent: Parent, target: Arc<Stateful>, io: Io) -> u32 {
         let task = self.free.pop().unwrap_or(self.places.len() as u32);
-        let future = (self.future)(Cx { local: local.clone(), task }, target, io);
+        let future = (self.future)(Cx { local: local.clone(), task, queue }, target, io);
         match self.places.get_mut(task as usize) {
             Some(place) => {
                 (place.queue, place.parent) = (queue, parent);

@@ -175,6 +175,13 @@ fn a_delay_holds_back_until_its_time_or_a_suspend() {
     dm_tests::control::wait_until("the read is held", || served.must(&["status", "disk"]) == "0 1024 delay 1 0 0\n");
     served.must(&["suspend", "disk"]);
     assert_eq!(vmm.wait(1).data, [5; SECTOR]);
+    // So does a guest that stops its queue, or goes.
+    served.must(&["resume", "disk"]);
+    vmm.submit(1, 0, &request, &dm_tests::blk::Shape::PLAIN, &mut rng);
+    vmm.kick(1);
+    dm_tests::control::wait_until("the read is held", || served.must(&["status", "disk"]) == "0 1024 delay 1 0 0\n");
+    vmm.stop_ring(1).unwrap();
+    assert_eq!(vmm.complete(1).expect("it ended before the queue did").data, [5; SECTOR]);
     served.must(&["load", "disk", "--table", &table]);
     served.must(&["resume", "disk"]);
     assert_eq!(vmm.read(0, 4, SECTOR).unwrap(), fresh(4));
