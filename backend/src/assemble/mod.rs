@@ -1,9 +1,9 @@
 //! `vhost-user-dm assemble`: a disk with a partition table out of pieces of the host.
 //!
 //! What the guest may write of the partition table are files of its own, so that nothing of the host's own table is ever
-//! reached. [`spec`] reads what was asked for, [`host`] looks up what is there, [`piece`] takes over from the host's
-//! partition table what was not said, [`layout`] places the partitions, [`label`] makes the bytes of the table, and
-//! [`product`] the text of the dm table.
+//! reached. `spec` reads what was asked for, `host` looks up what is there, `piece` takes over from the host's
+//! partition table what was not said, `layout` places the partitions, `label` makes the bytes of the table, and
+//! `product` the text of the dm table.
 
 mod build;
 mod discover;
