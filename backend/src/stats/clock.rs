@@ -20,7 +20,7 @@ pub fn now() -> u64 {
 ///
 /// - what a device has to do is timed by one look at the end of the worker's round of requests, and one when completions
 ///   come: a system call lies between them as a rule;
-/// - what is done at once is timed in turns after a sleep, and in one of [`EVERY`] others, where it stands for all of them.
+/// - what is done at once is timed in turns after a sleep, and in one of `EVERY` others, where it stands for all of them.
 #[derive(Debug, Default)]
 pub struct Clock {
     // 0: not looked at in this part of the turn.

@@ -1,6 +1,6 @@
 //! A target's whole world: operations on what it lies on, and time.
 //!
-//! One [`Local`] belongs to a worker; nothing in it is shared between threads. A task that waits is not asked again until
+//! One `Local` belongs to a worker; nothing in it is shared between threads. A task that waits is not asked again until
 //! what it waits for has come, or the worker has a reason to ask all of them (a suspend).
 
 use std::cell::RefCell;

@@ -1,7 +1,7 @@
 //! What a running process does, for people: `top` shows it live, `stats` prints what was counted so far.
 //!
 //! Numbers come over the control socket as [`crate::stats::Snapshot`]s; what happens now is the difference of two of them
-//! ([`rates`]). [`view::render`] makes a picture of a [`state::State`] and of nothing else.
+//! (`rates`). `view::render` makes a picture of a `state::State` and of nothing else.
 
 mod grid;
 mod live;
