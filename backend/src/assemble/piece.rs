@@ -164,7 +164,8 @@ impl Found {
         }
         let by_name = types::by_name(self.spec.name());
         let kind = by_name.unwrap_or_else(|| by_contents(self.origin.as_ref().map(|data| &data.contents)));
-        Ok(fits(&kind).unwrap_or(kind))
+        // An MBR has no number for some of them.
+        Ok(fits(&kind).or_else(|| fits(&by_contents(None))).unwrap_or(kind))
     }
 
     fn label(&self, aim: &Aim) -> Result<String, Diagnostic> {

@@ -274,6 +274,34 @@ fn a_directory_makes_a_disk_by_the_names_of_its_files() {
 }
 
 #[test]
+fn what_has_no_type_gets_one_by_its_name_or_contents() {
+    let ground = Ground::new();
+    let swap = ground.piece("s", 4096);
+    ground::tool("mkswap", &["--quiet"], &swap);
+    // The same file thrice is good for reading only.
+    let types = |args: &[&str]| {
+        ground.assemble(args);
+        let table = sfdisk(&ground.image());
+        let parts = table["partitions"].as_array().expect("partitions");
+        parts.iter().map(|part| part["type"].as_str().expect("a type").to_owned()).collect::<Vec<_>>()
+    };
+    let generic = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";
+    assert_eq!(
+        types(&["home=s", "zero=8", "any=s", "bios-boot=s", "--read-only"]),
+        [
+            "933AC7E1-2EB4-4F13-B844-0E14E2AEF915",
+            generic,
+            "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F",
+            "21686148-6449-6E6F-744E-656564454649"
+        ]
+    );
+    assert_eq!(
+        types(&["--label=mbr", "home=s", "zero=8", "any=s", "bios-boot=s", "--read-only"]),
+        ["83", "83", "82", "83"]
+    );
+}
+
+#[test]
 fn a_dry_run_shows_and_writes_nothing() {
     let ground = Ground::new();
     ground.piece("a", 2048);
