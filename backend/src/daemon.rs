@@ -43,8 +43,8 @@ impl Signals {
     }
 }
 
-/// Waits for a signal that ends the process, and drains.
-pub fn run(mapper: &Mapper, signals: &Signals) {
+/// Waits for a signal that ends the process, and drains. `before` ends whatever else changes the devices.
+pub fn run(mapper: &Mapper, signals: &Signals, before: impl FnOnce()) {
     match signals.wait() {
         Ok(signal) => log::info!("{signal}: draining"),
         Err(error) => log::error!("cannot wait for signals: {error}; stopping"),
@@ -57,6 +57,8 @@ pub fn run(mapper: &Mapper, signals: &Signals) {
             std::process::exit(1);
         }
     });
+    // No verb may begin, or go on, that would miss sessions which are being ended.
+    before();
     // Nobody is taken any more while others drain.
     for session in mapper.close() {
         session.end();

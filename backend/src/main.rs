@@ -155,11 +155,11 @@ fn serve(args: &Args) -> Result<(), String> {
     let places = places.into_iter().map(|(index, place)| (started[index].minor, place)).collect();
     mapper.serve_all(places).map_err(|e| format!("vhost-user-dm: {e}"))?;
     let control = args.control_path.as_deref().map(|path| control::Server::start(mapper.clone(), path));
-    let _control = control.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
+    let control = control.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
     let metrics = args.metrics_path.as_deref();
     let metrics = metrics.map(|path| stats::Writer::start(mapper.clone(), path, args.metrics_interval));
     let _metrics = metrics.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
-    daemon::run(&mapper, &signals);
+    daemon::run(&mapper, &signals, || drop(control));
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::chain::Chain;
 use crate::device::OpenError;
@@ -87,6 +87,12 @@ pub struct QueueControl {
     shared: Arc<Shared>,
     state: Mutex<State>,
 }
+
+/// A queue that its worker has been asked to hold, and what tells that nothing is under way.
+pub(super) type Holding<'a> = (&'a QueueControl, MutexGuard<'a, State>, Receiver<()>);
+
+/// Somebody else steers the queue.
+pub(super) struct Busy;
 
 /// A queue that a worker has been asked to serve.
 struct Starting {
@@ -267,11 +273,18 @@ impl QueueControl {
 
     /// Has the worker take no more requests. Until the lock is let go nobody else steers the queue; the receiver tells when
     /// nothing is under way. `None` if the queue is not being served.
-    pub(super) fn hold(&self) -> Option<(&QueueControl, MutexGuard<'_, State>, Receiver<()>)> {
-        let state = self.state();
-        let (Some(worker), Some((queue, _))) = (&state.worker, &state.running) else { return None };
+    ///
+    /// # Errors
+    /// Its front end steers it at this moment, and perhaps waits for its drain.
+    pub(super) fn hold(&self) -> Result<Option<Holding<'_>>, Busy> {
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(Busy),
+        };
+        let (Some(worker), Some((queue, _))) = (&state.worker, &state.running) else { return Ok(None) };
         let rest = worker.hold(*queue).unwrap_or_else(|_| channel().1);
-        Some((self, state, rest))
+        Ok(Some((self, state, rest)))
     }
 
     /// Goes on after [`QueueControl::hold`].

@@ -7,11 +7,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::Session;
-use super::control::{QueueControl, State};
+use super::control::{Busy, QueueControl, State};
 use crate::worker::ops::UnderWay;
 
 /// How long the drain is waited for before anyone is asked whether to go on.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Time between two attempts to have a queue that somebody else steers.
+const SHORT: Duration = Duration::from_millis(1);
 /// Time between two looks at whether the drain is still wanted.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -41,10 +43,30 @@ struct Held<'a> {
 /// # Errors
 /// When it was taken back; then all queues go on, as soon as they may.
 pub fn quiesce(sessions: &[&Session], waits: &dyn Waits) -> Result<(), TakenBack> {
-    let queues = sessions.iter().flat_map(|session| session.queues());
-    let mut held: Vec<Held<'_>> = queues.filter_map(QueueControl::hold).map(Held::from).collect();
     let started = Instant::now();
     let mut told = 0;
+    let mut held: Vec<Held<'_>> = Vec::new();
+    for queue in sessions.iter().flat_map(|session| session.queues()) {
+        loop {
+            match queue.hold() {
+                Ok(holding) => {
+                    held.extend(holding.map(Held::from));
+                    break;
+                }
+                // Its front end stops it, for example, and a device lets it wait for that.
+                Err(Busy) => std::thread::sleep(SHORT),
+            }
+            if waits.gone() {
+                held.iter_mut().for_each(Held::go);
+                return Err(TakenBack);
+            }
+            let due = started.elapsed().as_secs() / PATIENCE.as_secs();
+            if due > told {
+                told = due;
+                waits.tell(&[]);
+            }
+        }
+    }
     for at in 0..held.len() {
         loop {
             match held[at].rest.recv_timeout(LOOK) {

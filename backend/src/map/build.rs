@@ -246,7 +246,8 @@ impl Flat<'_> {
                         Segment::Linear { dev, start } => Segment::Linear { dev: *dev, start: start + into },
                         Segment::Striped(striped) => {
                             self.depth = self.depth.max(map.depth);
-                            Segment::Striped(Box::new(striped.clipped(into)))
+                            let clipped = striped.clipped(into);
+                            Segment::Striped(Box::new(if first > 0 { clipped.renumbered(first) } else { clipped }))
                         }
                         Segment::Zero => Segment::Zero,
                         Segment::Error => Segment::Error,

@@ -242,6 +242,11 @@ impl Map {
         self.target(self.own[at].1)
     }
 
+    /// Those of its own lines.
+    pub fn own_targets(&self) -> impl Iterator<Item = &Arc<Stateful>> {
+        self.own.iter().filter_map(|(_, number)| self.target(*number))
+    }
+
     /// All stateful targets.
     pub fn targets(&self) -> &[Arc<Stateful>] {
         &self.targets
@@ -251,8 +256,10 @@ impl Map {
     fn renumbered(&self, first: u32) -> Map {
         let mut map = self.clone();
         for segment in &mut map.segments {
-            if let Segment::Target { target, .. } = segment {
-                *target += first;
+            match segment {
+                Segment::Target { target, .. } => *target += first,
+                Segment::Striped(striped) => **striped = striped.renumbered(first),
+                Segment::Linear { .. } | Segment::Zero | Segment::Error => {}
             }
         }
         map

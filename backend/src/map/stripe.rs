@@ -112,6 +112,17 @@ impl Striped {
         Striped { skip: self.skip + sectors, ..self.clone() }
     }
 
+    /// The same among other targets: those of lower maps have numbers from `first` on.
+    pub fn renumbered(&self, first: u32) -> Striped {
+        let leg = |leg: &Leg| match leg {
+            Leg::Map { map, start } if !map.targets().is_empty() => {
+                Leg::Map { map: Arc::new(map.renumbered(first)), start: *start }
+            }
+            same => same.clone(),
+        };
+        Striped { legs: self.legs.iter().map(leg).collect(), ..self.clone() }
+    }
+
     /// Where sector `off` of the striped line (not of the segment) is.
     #[inline]
     pub fn place(&self, off: u64) -> Place {

@@ -109,16 +109,16 @@ struct Claim<'a> {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut devices = self.mapper.devices();
-        let mut going = Vec::new();
         for minor in &self.minors {
             if let Ok(device) = devices.get_mut(*minor) {
                 device.busy = false;
-                going.extend(device.deferred_remove.then_some(*minor));
             }
         }
+        let deferred = devices.all.values().filter(|device| device.deferred_remove);
+        let going: Vec<u32> = deferred.map(|device| device.minor).collect();
         drop(devices);
         self.mapper.free.notify_all();
-        // Its last user may have left meanwhile.
+        // Their last users may have left meanwhile, or be a table that was dropped.
         going.into_iter().for_each(|minor| self.mapper.left(minor));
     }
 }
@@ -151,7 +151,11 @@ impl Mapper {
         let mut devices = self.devices();
         for look in 1_u32.. {
             let minor = devices.find(which)?;
-            let minors = more(&devices, minor);
+            if devices.closed {
+                return Err(DmError::new(libc::ESHUTDOWN).detail("the process is ending"));
+            }
+            let mut minors = more(&devices, minor);
+            minors.retain(|minor| devices.all.contains_key(minor));
             let busy = |minor: &u32| devices.all.get(minor).is_some_and(|device| device.busy);
             if !minors.iter().any(busy) {
                 for minor in &minors {
@@ -353,10 +357,12 @@ impl Mapper {
         read_only: bool,
         directory: Option<PathBuf>,
     ) -> Result<Table, dm_table::Diagnostic> {
-        let (mapped, held) = {
+        let (mapped, disk) = {
             let devices = self.devices();
-            (devices.mapped(minor), devices.get(minor).is_ok_and(|device| device.disk.hold.is_held()))
+            (devices.mapped(minor), devices.get(minor).ok().map(|device| device.disk.clone()))
         };
+        // Asked without the lock: whoever waits for a component has the answer.
+        let held = disk.is_some_and(|disk| disk.hold.is_held());
         let settings = self.settings.components;
         let options = component::Options {
             read_only: read_only || settings.read_only,

@@ -137,7 +137,11 @@ impl Mapper {
         let mut devices = self.devices();
         let goes = devices.all.get(&minor).is_some_and(|device| device.deferred_remove && !device.busy);
         // Those that lie on each other go one after the other.
-        if goes && devices.open_count(minor) == 0 {
+        let idle = |devices: &super::device::Devices| {
+            let serving = devices.all.get(&minor).and_then(|device| device.serving.as_ref());
+            serving.is_none_or(|serving| serving.server.close_if_idle())
+        };
+        if goes && devices.open_count(minor) == 0 && idle(&devices) {
             let gone = devices.all.remove(&minor);
             let lowers: Vec<u32> = gone.iter().flat_map(|d| d.active.iter().flat_map(|table| table.lowers())).collect();
             drop(devices);
@@ -157,7 +161,7 @@ impl Mapper {
     /// # Errors
     /// No such device (ENXIO), in use (EBUSY).
     pub fn remove(&self, remove: &Remove, caller: &dyn Caller) -> Verb<Removed> {
-        let (minor, claim) = self.claim_one(&remove.which, caller)?;
+        let (minor, mut claim) = self.claim_one(&remove.which, caller)?;
         let in_use = |mapper: &Mapper| mapper.devices().open_count(minor) > 0;
         if in_use(self) && remove.force {
             drop(claim);
@@ -183,13 +187,17 @@ impl Mapper {
         let kept = self.keep_without(minor)?;
         let mut devices = self.devices();
         // A front end that connects at this moment is refused, or makes the device be in use.
-        if devices.get(minor)?.serving.as_ref().is_some_and(|serving| !serving.server.close_if_idle()) {
+        // So does a table that was loaded over it.
+        let is_open = devices.open_count(minor) > 0;
+        if is_open || devices.get(minor)?.serving.as_ref().is_some_and(|serving| !serving.server.close_if_idle()) {
             drop(devices);
             drop(kept);
             self.keep_changed()?;
             return busy(self);
         }
         let gone = devices.all.remove(&minor);
+        // Another may have the number soon.
+        claim.minors.clear();
         let lowers: Vec<u32> =
             gone.iter().flat_map(|device| device.active.iter().flat_map(|table| table.lowers())).collect();
         drop(devices);

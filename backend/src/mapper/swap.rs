@@ -18,7 +18,7 @@ use crate::frontend::quiesce::{self, Waits};
 use crate::limited;
 use crate::worker::ops;
 
-use super::device::Tables;
+use super::device::{Device, Tables};
 use super::keep;
 use super::serve::{self, Socket};
 use super::state::{Committed, Prepared, StateError};
@@ -95,7 +95,7 @@ impl Mapper {
             // Blocked before the session is looked for: one that begins later sees it.
             claimed.clone().for_each(|device| device.disk.block(true));
             // What is held back for no other reason than time goes on now (dm.c, `dm_table_presuspend_targets`).
-            claimed.clone().for_each(|device| device.disk.chain().map.targets().iter().for_each(|t| t.presuspend()));
+            claimed.clone().for_each(|device| device.disk.chain().map.own_targets().for_each(|t| t.presuspend()));
             claimed.filter_map(|device| device.session()).collect()
         };
         let sessions: Vec<&Session> = sessions.iter().map(Arc::as_ref).collect();
@@ -111,7 +111,7 @@ impl Mapper {
         let devices = self.devices();
         let free = claim.minors.iter().filter(|minor| !devices.is_blocked(**minor));
         let free: Vec<_> = free.filter_map(|minor| devices.all.get(minor)).collect();
-        free.iter().for_each(|device| device.disk.chain().map.targets().iter().for_each(|target| target.resume()));
+        free.iter().for_each(|device| device.disk.chain().map.own_targets().for_each(|target| target.resume()));
         free.iter().for_each(|device| device.disk.block(false));
         let sessions: Vec<_> = free.iter().filter_map(|device| device.session()).collect();
         drop(devices);
@@ -150,7 +150,8 @@ impl Mapper {
             log::error!("the new table is served and kept, but a loss of power may bring the old one back: {error}");
         }
         for change in &changes {
-            change.tell();
+            // One that has connected meanwhile may have asked for the size before it changed.
+            change.tell(self.devices().get(change.minor).ok().and_then(Device::session));
         }
         if changes.iter().any(|change| change.minor == minor && !change.old.is_empty()) {
             self.devices().get(minor)?.events.raise();
@@ -293,7 +294,7 @@ impl Mapper {
         let Some(dir) = &self.settings.socket_dir else { return Ok(None) };
         let devices = self.devices();
         let device = devices.get(minor)?;
-        if device.serving.is_some() || device.active.is_some() {
+        if device.serving.is_some() {
             return Ok(None);
         }
         Socket::at(serve::socket_path(dir, &device.name)).map(Some).map_err(|error| serve::unservable(&error))
@@ -326,9 +327,9 @@ impl Change {
     }
 
     /// What happens is said in the log, and to the front end where it can see it.
-    fn tell(&self) {
+    fn tell(&self, session: Option<Arc<Session>>) {
         if self.old.len() != self.new.len()
-            && let Some(session) = &self.session
+            && let Some(session) = session
         {
             session.config_changed();
         }

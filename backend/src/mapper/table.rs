@@ -116,12 +116,21 @@ impl Table {
     /// The same over devices that have changed since. Where one has become smaller, and `lenient` is the table it was built
     /// on, what lies beyond its end fails.
     pub fn rebuild(&self, mapped: &Mapped, lenient: bool) -> Result<Table, Diagnostic> {
+        // A table may name a device in each of its lines.
+        let mut stood: HashMap<String, Lower> = HashMap::new();
         let mut resolve = |dev: &DevRef| {
-            let known = self.found.get(&dev.text).ok_or_else(|| gone(&dev.text))?;
-            match (stands_for(known, mapped, self.read_only)?, lenient) {
-                (Lower::Map(map), true) => Ok(Lower::Map(Arc::new(map.padded(self.reach(dev))))),
-                (lower, _) => Ok(lower),
+            if let Some(lower) = stood.get(&dev.text) {
+                return Ok(lower.clone());
             }
+            let known = self.found.get(&dev.text).ok_or_else(|| gone(&dev.text))?;
+            let lower = match (stands_for(known, mapped, self.read_only)?, lenient) {
+                (Lower::Map(map), true) => match self.reach(dev) {
+                    reach if reach > map.len() => Lower::Map(Arc::new(map.padded(reach))),
+                    _ => Lower::Map(map),
+                },
+                (lower, _) => lower,
+            };
+            Ok(stood.entry(dev.text.clone()).or_insert(lower).clone())
         };
         let (map, _) = Map::rebuild(&self.origin, &self.text, self.read_only, &mut resolve, &self.map)?;
         Ok(Table {

@@ -80,8 +80,12 @@ impl Target for Delay {
 
     fn again(&self, legs: Vec<Leg>) -> Delay {
         let mut classes = self.classes.clone();
-        for (class, leg) in classes.iter_mut().zip(legs) {
-            class.leg = leg;
+        // As many as the line names: the last of them is for the classes that it does not name, too.
+        let last = legs.last().cloned();
+        for (class, leg) in classes.iter_mut().zip(legs.into_iter().map(Some).chain(std::iter::repeat(last))) {
+            if let Some(leg) = leg {
+                class.leg = leg;
+            }
         }
         Delay { classes, state: self.state.clone() }
     }

@@ -311,6 +311,8 @@ impl<E: Engine> Core<E> {
         }
         self.events = events;
         if stateful {
+            // The turn may have slept.
+            self.local.0.borrow_mut().fire(self.engine.now());
             self.drive();
         }
         for place in self.queues.iter_mut().flatten() {

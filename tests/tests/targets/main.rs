@@ -212,3 +212,67 @@ fn targets_lie_on_each_other_and_in_stripes() {
     drop(vmm);
     served.stop();
 }
+
+#[test]
+fn a_delay_moves_with_what_it_lies_on_for_all_its_classes() {
+    for groups in 1..=3 {
+        let component = Component::new();
+        let low = |start: u64| format!("0 512 linear {} {start}", component.at());
+        let legs = vec!["/dev/mapper/low 0 0"; groups].join(" ");
+        let mut served = Controlled::start(&format!("low,,,,{};disk,,,,0 512 delay {legs}", low(0)), &[]);
+        let mut vmm = served.vmm("disk", &Setup::default());
+        vmm.write(0, 3, &[1; SECTOR]).unwrap();
+        served.must(&["load", "low", "--table", &low(1000)]);
+        served.must(&["resume", "low"]);
+        vmm.write(0, 4, &[2; SECTOR]).unwrap();
+        vmm.flush(0).unwrap();
+        assert_eq!((component.sector(3), component.sector(1003)), (vec![1; SECTOR], fresh(1003)), "{groups} groups");
+        assert_eq!((component.sector(4), component.sector(1004)), (fresh(4), vec![2; SECTOR]), "{groups} groups");
+        assert_eq!(vmm.read(0, 4, SECTOR).unwrap(), [2; SECTOR]);
+        drop(vmm);
+        served.stop();
+    }
+}
+
+#[test]
+fn stripes_over_targets_find_them_among_others() {
+    let component = Component::new();
+    let at = component.at();
+    // The disk has a target of its own before those of the stripes, at two levels of stripes.
+    let concise = format!(
+        "a,,,,0 64 delay {at} 0 0;b,,,,0 64 dust {at} 64 512;c,,,,0 64 delay {at} 512 0;\
+         s,,,,0 128 striped 2 8 /dev/mapper/a 0 /dev/mapper/b 0;\
+         t,,,,0 128 striped 2 16 /dev/mapper/s 0 /dev/mapper/s 64;\
+         disk,,,,0 64 linear /dev/mapper/c 0,64 112 linear /dev/mapper/s 16,176 112 linear /dev/mapper/t 16"
+    );
+    let mut served = Controlled::start(&concise, &[]);
+    let mut vmm = served.vmm("disk", &Setup::default());
+    let stripe = |sector: u64| {
+        if (sector / 8).is_multiple_of(2) { sector / 16 * 8 + sector % 8 } else { 64 + sector / 16 * 8 + sector % 8 }
+    };
+    for sector in 0..112 {
+        assert_eq!(
+            vmm.read(0, 64 + sector, SECTOR).unwrap(),
+            fresh(stripe(sector + 16)),
+            "sector {sector} of the stripes"
+        );
+        let above = sector + 16;
+        let below = if (above / 16).is_multiple_of(2) {
+            above / 32 * 16 + above % 16
+        } else {
+            64 + above / 32 * 16 + above % 16
+        };
+        assert_eq!(
+            vmm.read(0, 176 + sector, SECTOR).unwrap(),
+            fresh(stripe(below)),
+            "sector {sector} of stripes of stripes"
+        );
+    }
+    assert_eq!(vmm.read(0, 5, SECTOR).unwrap(), fresh(517));
+    served.must(&["message", "b", "0", "addbadblock", "72"]);
+    served.must(&["message", "b", "0", "enable"]);
+    // Sector 8 of b is sector 24 of the stripes.
+    assert_eq!(vmm.read(0, 64 + 8, SECTOR), Err(Failed(IOERR)));
+    drop(vmm);
+    served.stop();
+}
