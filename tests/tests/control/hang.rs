@@ -2,7 +2,7 @@
 //! what, and can be taken back; nothing else waits.
 
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dm_tests::blk::{Data, OK, Request, Shape, kind};
@@ -143,7 +143,11 @@ fn the_client_shows_what_it_waits_for_and_goes_by_ctrl_c() {
     freeze(&fs, true);
     let thaw = Thaw(&fs);
     submit(&mut vmm, ground.controlled.daemon.pid());
-    let mut command = dmsetup_command(&ground.controlled.control, ["suspend", "slow"]);
+    let dmsetup = dmsetup_command(&ground.controlled.control, ["suspend", "slow"]);
+    // Whoever starts tests in the background may have them ignore Ctrl-C, and what they start inherits that.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT").arg(dmsetup.get_program()).args(dmsetup.get_args());
+    command.envs(dmsetup.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let mut child = command.stderr(Stdio::piped()).spawn().expect("start");
     let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
     let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains("write of 8 sectors at sector 16 of "));
@@ -177,7 +181,7 @@ fn the_client_shows_what_it_waits_for_and_goes_by_ctrl_c() {
 
 fn freeze(at: &std::path::Path, freeze: bool) {
     let flag = if freeze { "-f" } else { "-u" };
-    let status = std::process::Command::new("fsfreeze").arg(flag).arg(at).status().expect("fsfreeze");
+    let status = Command::new("fsfreeze").arg(flag).arg(at).status().expect("fsfreeze");
     assert!(status.success() || !freeze, "fsfreeze: {status}");
 }
 
