@@ -11,7 +11,7 @@ use fastrand::Rng;
 use rustix::process::Signal;
 
 use super::host::{PATIENCE, Piece, Scratch, disk_sha256, serve};
-use super::vm::Setup;
+use super::vm::{Setup, Vm};
 
 /// So many kills it takes to show something, and after so many the guest may end in peace.
 const KILLS: std::ops::Range<u32> = 3..8;
@@ -70,16 +70,20 @@ impl Victim<'_> {
         self.start();
     }
 
-    /// Waits until QEMU is back.
-    fn connected(&mut self) {
+    /// Waits until QEMU is back, or needs to be no more: what the guest verified, if it has all it asked for and may power
+    /// off before QEMU connects again.
+    fn connected(&mut self, vm: &mut Vm) -> Option<String> {
         let begin = Instant::now();
         let daemon = self.daemon.as_mut().expect("a back end runs");
         // The first connection is that of `serve`, which looks whether it listens.
         while daemon.log().matches("a front end has connected").count() < 2 {
             daemon.assert_running();
             assert!(begin.elapsed() < PATIENCE, "QEMU does not come back");
-            sleep(Duration::from_micros(300));
+            if let Some(sum) = vm.listen("verified", Duration::from_micros(300)) {
+                return Some(sum);
+            }
         }
+        None
     }
 }
 
@@ -103,21 +107,25 @@ fn round(seed: u64) -> (u32, u32) {
     victim.start();
     let mut vm = Setup::new(&scratch).disk(&scratch.socket("disk"), "").run_test_with_fio("crash");
     vm.wait_for("busy");
+    let mut verified = None;
     let sum = loop {
         // Time enough for the guest to do something in between: QEMU comes back after up to a second.
-        if let Some(sum) = vm.listen("verified", Duration::from_millis(rng.u64(100..1000))) {
+        let time = Duration::from_millis(rng.u64(100..1000));
+        if let Some(sum) = verified.take().or_else(|| vm.listen("verified", time)) {
             break sum;
         }
         if victim.kills >= KILLS.end {
             break vm.wait_for("verified");
         }
         victim.kill(&mut rng);
-        while rng.u8(..3) == 0 {
-            victim.connected();
+        while rng.u8(..3) == 0 && verified.is_none() {
+            verified = victim.connected(&mut vm);
             sleep(Duration::from_micros(rng.u64(0..20_000)));
             victim.kill(&mut rng);
         }
-        victim.connected();
+        if verified.is_none() {
+            verified = victim.connected(&mut vm);
+        }
     };
     vm.finish();
     victim.daemon.take().expect("a back end runs").stop();

@@ -100,6 +100,15 @@ pub struct Mapper {
     myself: std::sync::Weak<Mapper>,
 }
 
+/// A device's table, and what is needed to print it.
+struct Queried {
+    /// Of all devices, by minor number.
+    names: std::collections::BTreeMap<u32, String>,
+    table: Option<Arc<Table>>,
+    /// What is served of it, if it is the live one.
+    chain: Option<Arc<Chain>>,
+}
+
 /// Devices that a verb has for itself; dropped, others may have them.
 struct Claim<'a> {
     mapper: &'a Mapper,
@@ -446,7 +455,7 @@ impl Mapper {
     /// # Errors
     /// No such device (ENXIO).
     pub fn table(&self, query: &schema::Query) -> Verb<Vec<schema::Line>> {
-        let (_, table, _) = self.queried(query)?;
+        let Queried { table, .. } = self.queried(query)?;
         Ok(table.map(|table| table.print(&Devices::number)).unwrap_or_default())
     }
 
@@ -455,8 +464,7 @@ impl Mapper {
     /// # Errors
     /// No such device (ENXIO).
     pub fn status(&self, query: &schema::Query) -> Verb<Vec<schema::Line>> {
-        let (_, table, chain) = self.queried(query)?;
-        let chain = chain.filter(|_| !query.inactive);
+        let Queried { table, chain, .. } = self.queried(query)?;
         Ok(table.map(|table| table.status(chain.as_deref(), &Devices::number)).unwrap_or_default())
     }
 
@@ -465,22 +473,19 @@ impl Mapper {
     /// # Errors
     /// No such device (ENXIO).
     pub fn deps(&self, query: &schema::Query) -> Verb<Vec<schema::Dep>> {
-        let (names, table, _) = self.queried(query)?;
+        let Queried { names, table, .. } = self.queried(query)?;
         let name = |minor: u32| names.get(&minor).cloned().unwrap_or_else(|| Devices::number(minor));
         Ok(table.map(|table| table.deps(&name)).unwrap_or_default())
     }
 
-    /// A table, out of the lock; and names of devices by their numbers.
-    #[allow(clippy::type_complexity)]
-    fn queried(
-        &self,
-        query: &schema::Query,
-    ) -> Verb<(std::collections::BTreeMap<u32, String>, Option<Arc<Table>>, Option<Arc<Chain>>)> {
+    /// What is asked about, out of the lock.
+    fn queried(&self, query: &schema::Query) -> Verb<Queried> {
         let devices = self.devices();
         let device = devices.get(devices.find(&query.which)?)?;
         let table = if query.inactive { &device.inactive } else { &device.active };
         let names = devices.all.values().map(|device| (device.minor, device.name.clone())).collect();
-        Ok((names, table.clone(), Some(device.disk.chain())))
+        let chain = (!query.inactive).then(|| device.disk.chain());
+        Ok(Queried { names, table: table.clone(), chain })
     }
 
     /// DM_LIST_VERSIONS.

@@ -1,7 +1,6 @@
 //! The devices of a table file, all at once.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use dm_table::{Diagnostic, TableFile};
@@ -134,11 +133,6 @@ impl Mapper {
             top: devices.above(*minor, false).len() == 1,
         };
         devices.all.iter().map(started).collect()
-    }
-
-    /// Where devices that are created get a socket.
-    pub fn socket_dir(&self) -> Option<&PathBuf> {
-        self.settings.socket_dir.as_ref()
     }
 }
 

@@ -315,7 +315,7 @@ impl<'a> Prepared<'a> {
         turn.committed += 1;
         turn.making = true;
         self.name = None;
-        Ok(Committed { dir })
+        Ok(Committed { dir, made: false })
     }
 }
 
@@ -334,9 +334,18 @@ impl Drop for Prepared<'_> {
 #[must_use = "a loss of power may bring the old state back until it is settled"]
 pub struct Committed<'a> {
     dir: &'a StateDir,
+    made: bool,
 }
 
 impl Committed<'_> {
+    /// The change is made: whoever looks at the devices sees it.
+    pub fn made(&mut self) {
+        if !std::mem::replace(&mut self.made, true) {
+            self.dir.turn().making = false;
+            self.dir.made.notify_all();
+        }
+    }
+
     /// The change is made. Waits until not even a loss of power brings the old state back.
     ///
     /// # Errors
@@ -350,8 +359,7 @@ impl Committed<'_> {
 
 impl Drop for Committed<'_> {
     fn drop(&mut self) {
-        self.dir.turn().making = false;
-        self.dir.made.notify_all();
+        self.made();
     }
 }
 

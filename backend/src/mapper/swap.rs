@@ -74,6 +74,9 @@ impl Mapper {
                 Some(began.map_or(paused, |began| began.elapsed())).filter(|_| !first)
             }
             None => {
+                if self.devices().get(minor)?.active.is_some() {
+                    self.serve_new(minor, self.socket_if_new(minor)?);
+                }
                 self.go_on(minor, &claim);
                 began.map(|began| began.elapsed())
             }
@@ -182,8 +185,12 @@ impl Mapper {
         let socket = self.socket_if_new(minor)?;
         hold_new(changes)?;
         // What is served from now on is kept before anything is written to it.
-        let kept = self.commit_state(state, &tables).inspect_err(|_| hold_old(changes))?;
-        self.switch(minor, changes, socket)?;
+        let mut kept = self.commit_state(state, &tables).inspect_err(|_| hold_old(changes))?;
+        self.switch(minor, changes)?;
+        if let Some(kept) = &mut kept {
+            kept.made();
+        }
+        self.serve_new(minor, socket);
         Ok((began, kept))
     }
 
@@ -269,7 +276,7 @@ impl Mapper {
     }
 
     /// The exchange itself. All queues rest.
-    fn switch(&self, minor: u32, changes: &[Change], socket: Option<Socket>) -> Verb<()> {
+    fn switch(&self, minor: u32, changes: &[Change]) -> Verb<()> {
         let mut devices = self.devices();
         let mut dropped = Vec::new();
         for change in changes {
@@ -277,12 +284,7 @@ impl Mapper {
             let device = devices.get_mut(change.minor)?;
             dropped.push(device.active.replace(change.table.clone()));
         }
-        let device = devices.get_mut(minor)?;
-        dropped.push(device.inactive.take());
-        if let Some(socket) = socket {
-            log_start(&device.disk, &socket.shown);
-            device.serving = Some(self.serve(minor, &device.disk, socket)?);
-        }
+        dropped.push(devices.get_mut(minor)?.inactive.take());
         // Files may be closed, which is nothing to hold a lock for.
         drop(devices);
         drop(dropped);
@@ -298,6 +300,22 @@ impl Mapper {
             return Ok(None);
         }
         Socket::at(serve::socket_path(dir, &device.name)).map(Some).map_err(|error| serve::unservable(&error))
+    }
+}
+
+impl Mapper {
+    /// Serves a device on its new socket, when it has something to serve.
+    fn serve_new(&self, minor: u32, socket: Option<Socket>) {
+        let mut devices = self.devices();
+        let (Some(socket), Ok(device)) = (socket, devices.get_mut(minor)) else { return };
+        log_start(&device.disk, &socket.shown);
+        match self.serve(minor, &device.disk, socket) {
+            Ok(serving) => device.serving = Some(serving),
+            // No thread, or no descriptors: the next resume tries again.
+            Err(error) => {
+                log::error!("{}: it cannot be served, until it is resumed again: {error}", device.disk.name())
+            }
+        }
     }
 }
 

@@ -196,6 +196,7 @@ pub(crate) struct Core<E> {
     tasks: Tasks,
     local: Local,
     ended: Vec<(Owner, i32)>,
+    starts: Vec<Start>,
     queues: Vec<Option<Place>>,
     // Some queue's chain has stateful targets: only then is there anything to be done for tasks.
     stateful: bool,
@@ -219,6 +220,7 @@ impl<E: Engine> Core<E> {
             tasks,
             local,
             ended: Vec::new(),
+            starts: Vec::new(),
             queues: Vec::new(),
             stateful: false,
             events: Vec::new(),
@@ -336,12 +338,15 @@ impl<E: Engine> Core<E> {
                     place.queue.task_ended(owner, errno, &mut self.clock);
                 }
             }
-            let starts = std::mem::take(&mut self.local.0.borrow_mut().starts);
-            if starts.is_empty() {
-                return;
-            }
-            for start in starts {
+            let mut starts = std::mem::take(&mut self.starts);
+            std::mem::swap(&mut starts, &mut self.local.0.borrow_mut().starts);
+            let begun = !starts.is_empty();
+            for start in starts.drain(..) {
                 self.begin(start);
+            }
+            self.starts = starts;
+            if !begun {
+                return;
             }
         }
     }

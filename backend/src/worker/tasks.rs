@@ -1,7 +1,7 @@
 //! The executor of a worker: requests to stateful targets, each a task.
 //!
-//! All tasks are of one type, the future of [`Stateful::run`], so they are kept in place and used over and over; nothing is
-//! allocated for a request once as many have been under way at a time.
+//! All tasks are of one type, the future of [`Stateful::run`], so they are kept in place and used over and over: the executor
+//! allocates nothing for a request once as many have been under way at a time. A target may.
 
 use std::future::Future;
 use std::pin::Pin;
