@@ -92,6 +92,7 @@ pub(super) fn build(
         limits: stacked,
         names,
         depth: flat.depth,
+        minor: previous.and_then(|map| map.minor),
     };
     Ok((map, warnings))
 }

@@ -39,8 +39,8 @@ pub use limits::{Stacked, StackedDiscard};
 pub use overlap::{Shared, shared};
 pub use place::Place;
 pub use stateful::{Position, positions};
-pub use stripe::Leg;
 use stripe::Striped;
+pub use stripe::{Key, Leg};
 
 use crate::targets::Stateful;
 
@@ -163,6 +163,8 @@ pub struct Map {
     targets: Box<[Arc<Stateful>]>,
     /// Striped levels that a walk has to recurse through.
     depth: u32,
+    /// The mapped device that it is the table of.
+    minor: Option<u32>,
 }
 
 impl Map {
@@ -211,6 +213,12 @@ impl Map {
         map.end = len.get();
         map.index = Index::new(&map.starts, map.end);
         map
+    }
+
+    /// The same map as that of a mapped device, by its minor number.
+    pub fn of_device(mut self, minor: u32) -> Map {
+        self.minor = Some(minor);
+        self
     }
 
     /// The size of the disk in sectors.

@@ -15,6 +15,14 @@ pub struct Position<'t> {
     pub start: Sectors,
     /// Where that stands in the text.
     pub start_span: Span,
+    /// Whether the target writes there.
+    pub write: bool,
+}
+
+impl<'t> Position<'t> {
+    fn written(dev: &'t DevRef, start: Sectors, start_span: Span) -> Position<'t> {
+        Position { dev, start, start_span, write: true }
+    }
 }
 
 /// Whether a target is one of those that this module makes.
@@ -28,12 +36,12 @@ pub fn positions(target: &Target) -> Vec<Position<'_>> {
         Target::Delay(delay) => {
             let legs = [Some(&delay.read), delay.write.as_ref(), delay.flush.as_ref()];
             let legs = legs.into_iter().flatten();
-            legs.map(|leg| Position { dev: &leg.dev, start: leg.start, start_span: leg.start_span }).collect()
+            legs.map(|leg| Position::written(&leg.dev, leg.start, leg.start_span)).collect()
         }
         Target::Flakey(flakey) => {
-            vec![Position { dev: &flakey.dev, start: flakey.start, start_span: flakey.start_span }]
+            vec![Position::written(&flakey.dev, flakey.start, flakey.start_span)]
         }
-        Target::Dust(dust) => vec![Position { dev: &dust.dev, start: dust.start, start_span: dust.start_span }],
+        Target::Dust(dust) => vec![Position::written(&dust.dev, dust.start, dust.start_span)],
         _ => Vec::new(),
     }
 }

@@ -45,7 +45,31 @@ pub enum Leg {
     },
 }
 
+/// Which device a leg is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// A component device.
+    Component(DevIx),
+    /// A mapped device of this process, by its minor number.
+    Mapped(u32),
+}
+
 impl Leg {
+    /// The device that it is on; none for a lower map that is no device's.
+    pub fn key(&self) -> Option<Key> {
+        match self {
+            Leg::Device { dev, .. } => Some(Key::Component(*dev)),
+            Leg::Map { map, .. } => map.minor.map(Key::Mapped),
+        }
+    }
+
+    /// Its first sector on that device.
+    pub fn start(&self) -> Sectors {
+        match self {
+            Leg::Device { start, .. } | Leg::Map { start, .. } => Sectors::new(*start),
+        }
+    }
+
     /// Cuts `len` sectors at `at` of the range into pieces, as [`Map::pieces`].
     pub fn pieces(&self, at: Sectors, len: Sectors, f: &mut impl FnMut(Piece)) {
         match self {

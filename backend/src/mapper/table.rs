@@ -55,6 +55,8 @@ impl Mapped {
 
 /// What a table is built from, besides its text.
 pub(super) struct Ground<'a> {
+    /// The device whose table it is.
+    pub minor: u32,
     pub registry: &'a mut Registry,
     pub slots: &'a mut Slots,
     pub options: device::Options,
@@ -110,7 +112,16 @@ impl Table {
             }
         }
         let directory = ground.directory.clone().or_else(|| std::env::current_dir().ok());
-        Ok(Table { origin, text, found, directory, map: Arc::new(map), read_only, force: false, warnings })
+        Ok(Table {
+            origin,
+            text,
+            found,
+            directory,
+            map: Arc::new(map.of_device(ground.minor)),
+            read_only,
+            force: false,
+            warnings,
+        })
     }
 
     /// The same over devices that have changed since. Where one has become smaller, and `lenient` is the table it was built

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use super::buffers::Pool;
 use super::{Io, Stateful};
 use crate::guest::HostSlice;
 use crate::map::{DevIx, Leg, Piece, Step};
@@ -60,6 +61,7 @@ pub(crate) struct Inner {
     /// Queues that are being stopped.
     pub hurried: Vec<u32>,
     spare: Vec<Vec<HostSlice>>,
+    pub(super) pool: Pool,
 }
 
 /// See the module's text.

@@ -3,15 +3,21 @@
 //! A plain chain (linear, striped, zero, error) knows nothing of this. A piece of a request that falls on a stateful target
 //! becomes a task ([`Stateful::run`]), which does what it has to by a [`Cx`], and nothing else.
 
+mod buffers;
 pub mod cx;
 mod delay;
 mod dust;
 mod flakey;
+mod shared;
 
+pub use buffers::{LONGEST, Lease};
 pub use cx::Cx;
 pub use delay::{Class, Delay};
 pub use dust::Dust;
 pub use flakey::{Corrupt, Features, Flakey};
+pub use shared::Shared;
+
+use std::sync::Arc;
 
 use crate::guest::HostSlice;
 use crate::map::{DevIx, Leg};
@@ -65,6 +71,32 @@ macro_rules! stateful {
                 match self { $( Stateful::$name(target) => target.message(args), )* }
             }
 
+            /// Reads what its devices must have on them, before anything is served: the constructor's part. Writes nothing.
+            ///
+            /// # Errors
+            /// See [`Refused`].
+            pub async fn probe(&self, cx: &Cx) -> Result<(), Refused> {
+                match self { $( Stateful::$name(target) => target.probe(cx).await, )* }
+            }
+
+            /// It becomes live: its devices are ours, and no request for it is under way. Also when they were away.
+            ///
+            /// # Errors
+            /// See [`Refused`].
+            pub async fn activate(&self, cx: &Cx, shared: &Arc<Shared>) -> Result<(), Refused> {
+                match self { $( Stateful::$name(target) => target.activate(cx, shared).await, )* }
+            }
+
+            /// What it does beside requests, until [`Stateful::presuspend`].
+            pub async fn background(&self, cx: &Cx) {
+                match self { $( Stateful::$name(target) => target.background(cx).await, )* }
+            }
+
+            /// It is live no longer: another table has taken its place, or the device goes. Nothing of it is under way.
+            pub async fn retire(&self, cx: &Cx) {
+                match self { $( Stateful::$name(target) => target.retire(cx).await, )* }
+            }
+
             /// The device is being suspended: what it holds back for no other reason than time goes on. Tasks are polled
             /// after this.
             pub fn presuspend(&self) {
@@ -105,6 +137,14 @@ trait Target {
     fn message(&self, _: &[&str]) -> Result<Option<String>, Refused> {
         Err("ioctl: Target type does not support messages".into())
     }
+    async fn probe(&self, _: &Cx) -> Result<(), Refused> {
+        Ok(())
+    }
+    async fn activate(&self, _: &Cx, _: &Arc<Shared>) -> Result<(), Refused> {
+        Ok(())
+    }
+    async fn background(&self, _: &Cx) {}
+    async fn retire(&self, _: &Cx) {}
     fn presuspend(&self) {}
     fn resume(&self) {}
     /// `legs` are as many as it has.
