@@ -7,11 +7,14 @@
 //! device has a volatile and a durable image. A sync that fails may be the end of what it was for, as with Linux: it can
 //! be read, and no later sync makes it durable.
 //!
-//! A [`Sim`] is a handle: a clone means the same devices, so that a test looks at them while a worker owns the engine.
+//! A [`Sim`] is a handle: a clone means the same engine, so that a test looks at the devices while a worker owns it.
+//! [`Sim::another`] is a second engine over the same devices, for a second worker: turns of the two come one after the
+//! other, in the order that the test chooses.
 //! Misuse of the engine (a token used twice, a file forgotten while it is in use) is a panic: nothing but tests runs
 //! on this engine.
 
 mod disk;
+mod effect;
 #[cfg(test)]
 pub(crate) mod pause;
 
@@ -77,6 +80,9 @@ impl Default for Nature {
 /// Index of a device, in the order of [`Sim::add_device`].
 pub type DiskIx = usize;
 
+/// A token or watch, and the engine that it is of.
+type Of = (u8, u32);
+
 /// A command without its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -118,6 +124,12 @@ struct Fault {
     errno: i32,
 }
 
+/// Bytes of a device that may be read, and those that may be written.
+struct Fence {
+    reads: Vec<Range<u64>>,
+    writes: Vec<Range<u64>>,
+}
+
 struct Running {
     file: u32,
     disk: DiskIx,
@@ -141,11 +153,21 @@ struct Watch {
     generation: u64,
 }
 
+#[derive(Clone, Copy)]
 enum Item {
-    Effect(u32),
-    Report(u32),
-    Ready(u32, u64),
-    Unwatched(u32),
+    Effect,
+    Report,
+    // If the watch is still of this generation.
+    Ready(u64),
+    Unwatched,
+}
+
+/// What one engine's user knows.
+#[derive(Default)]
+struct Side {
+    asleep: bool,
+    // What happened while another engine had its turn.
+    events: Vec<Event>,
 }
 
 struct State {
@@ -155,28 +177,29 @@ struct State {
     disks: Vec<Disk>,
     by_identity: HashMap<(u64, u64), DiskIx>,
     files: Vec<Option<DiskIx>>,
-    running: HashMap<u32, Running>,
+    running: HashMap<Of, Running>,
     // Due time, then a number by chance that makes the order among equals, then one that keeps keys apart.
-    agenda: BTreeMap<(u64, u32, u64), Item>,
-    watches: HashMap<u32, Watch>,
+    agenda: BTreeMap<(u64, u32, u64), (Of, Item)>,
+    watches: HashMap<Of, Watch>,
     faults: Vec<Fault>,
     failures: Vec<Failure>,
     fail_number: Option<u64>,
+    fences: HashMap<DiskIx, Fence>,
     // Counters: commands started, reports made, items put on the agenda and watches.
     started: u64,
     reported: u64,
     items: u64,
-    asleep: bool,
+    sides: Vec<Side>,
 }
 
 /// See the module's text.
 #[derive(Clone)]
-pub struct Sim(Rc<RefCell<State>>);
+pub struct Sim(Rc<RefCell<State>>, u8);
 
 impl Sim {
     /// An engine without devices.
     pub fn new(seed: u64, temper: Temper) -> Sim {
-        Sim(Rc::new(RefCell::new(State {
+        let state = Rc::new(RefCell::new(State {
             rng: Rng::with_seed(seed),
             temper,
             now: 0,
@@ -189,11 +212,31 @@ impl Sim {
             faults: Vec::new(),
             failures: Vec::new(),
             fail_number: None,
+            fences: HashMap::new(),
             started: 0,
             reported: 0,
             items: 0,
-            asleep: false,
-        })))
+            sides: vec![Side::default()],
+        }));
+        Sim(state, 0)
+    }
+
+    /// A second engine over the same devices, for a second worker. Files, tokens and watches are its own; time is the same.
+    pub fn another(&self) -> Sim {
+        let mut state = self.0.borrow_mut();
+        state.sides.push(Side::default());
+        Sim(self.0.clone(), (state.sides.len() - 1) as u8)
+    }
+
+    /// The clock goes on to `now`, unless it is later already: what was under way meanwhile happens with the next turn.
+    pub fn advance(&self, now: u64) {
+        let mut state = self.0.borrow_mut();
+        state.now = state.now.max(now);
+    }
+
+    /// From now on a command that reads a device outside of `reads`, or changes it outside of `writes`, is a panic. In bytes.
+    pub fn fence(&self, disk: DiskIx, reads: Vec<Range<u64>>, writes: Vec<Range<u64>>) {
+        self.0.borrow_mut().fences.insert(disk, Fence { reads, writes });
     }
 
     /// Makes a device that holds `bytes`, durably, and that [`Engine::add_file`] finds by `file`: any file that is not
@@ -232,7 +275,8 @@ impl Sim {
     /// Whether the engine's user sleeps and nothing is under way that would wake it.
     pub fn asleep(&self) -> bool {
         let state = self.0.borrow();
-        state.asleep && state.agenda.is_empty()
+        let side = &state.sides[usize::from(self.1)];
+        side.asleep && side.events.is_empty() && !state.agenda.values().any(|((engine, _), _)| *engine == self.1)
     }
 
     /// Commands started and not yet reported.
@@ -316,7 +360,7 @@ fn identity(file: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
 impl State {
     /// Nothing is under way any more.
     fn end(&mut self) {
-        let mut unfinished: Vec<u32> =
+        let mut unfinished: Vec<Of> =
             self.running.iter().filter(|(_, r)| r.result.is_none()).map(|(token, _)| *token).collect();
         unfinished.sort_unstable();
         for token in unfinished {
@@ -328,14 +372,14 @@ impl State {
         self.agenda.clear();
         self.watches.clear();
         self.files.clear();
-        self.asleep = false;
+        self.sides.iter_mut().for_each(|side| *side = Side::default());
     }
 
-    fn put(&mut self, latency: u64, item: Item) {
+    fn put(&mut self, latency: u64, of: Of, item: Item) {
         let delay = if latency == 0 { 0 } else { self.rng.u64(0..=latency) };
         let chance = self.rng.u32(..);
         self.items += 1;
-        self.agenda.insert((self.now + delay, chance, self.items), item);
+        self.agenda.insert((self.now + delay, chance, self.items), (of, item));
     }
 
     fn latency(&self) -> u64 {
@@ -347,150 +391,66 @@ impl State {
             self.watches.iter().filter(|(_, w)| w.fd == fd).map(|(watch, w)| (*watch, w.generation)).collect();
         rung.sort_unstable();
         for (watch, generation) in rung {
-            self.put(self.latency() / 4, Item::Ready(watch, generation));
+            self.put(self.latency() / 4, watch, Item::Ready(generation));
         }
     }
 
+    /// Stops a test whose user goes where it must not.
+    fn judge(&self, disk: DiskIx, kind: Kind, bytes: Range<u64>) {
+        let Some(fence) = self.fences.get(&disk) else { return };
+        let (ranges, verb) = match kind {
+            Kind::Sync => return,
+            Kind::Read => (&fence.reads, "read"),
+            _ => (&fence.writes, "change"),
+        };
+        let inside = |range: &Range<u64>| range.start <= bytes.start && bytes.end <= range.end;
+        assert!(ranges.iter().any(inside), "{kind:?} of bytes {bytes:?} of device {disk}: it may {verb} {ranges:?} only");
+    }
+
     /// The agenda's first item, if it is due by now.
-    fn next_due(&mut self) -> Option<Item> {
+    fn next_due(&mut self) -> Option<(Of, Item)> {
         let first = self.agenda.first_entry()?;
         (first.key().0 <= self.now).then(|| first.remove())
     }
 
-    fn happen(&mut self, item: Item, events: &mut Vec<Event>) {
-        match item {
-            Item::Effect(token) => {
-                self.take_effect(token);
-                self.put(self.latency(), Item::Report(token));
+    fn happen(&mut self, of: Of, item: Item) {
+        let (engine, number) = of;
+        let event = match item {
+            Item::Effect => {
+                self.take_effect(of);
+                return self.put(self.latency(), of, Item::Report);
             }
-            Item::Report(token) => {
-                let Some(Running { disk, at, len, number, forgets, result: Some(result), .. }) =
-                    self.running.remove(&token)
+            Item::Report => {
+                let Some(Running { disk, at, len, number: command, forgets, result: Some(result), .. }) =
+                    self.running.remove(&of)
                 else {
                     unreachable!("what is reported has been running and has taken effect");
                 };
                 self.reported += 1;
-                self.disks[disk].reported(at, len, number, self.reported);
+                self.disks[disk].reported(at, len, command, self.reported);
                 if forgets {
                     self.disks[disk].drop_unsynced(&mut self.rng);
                 }
-                events.push(Event::Done { token, result });
+                Event::Done { token: number, result }
             }
-            Item::Ready(watch, generation) => {
-                if self.watches.get(&watch).is_some_and(|w| w.generation == generation) {
-                    events.push(Event::Ready { watch });
-                }
-            }
-            Item::Unwatched(watch) => {
-                self.watches.remove(&watch);
-                events.push(Event::Unwatched { watch });
-            }
-        }
-    }
-
-    fn take_effect(&mut self, token: u32) {
-        let Some(mut command) = self.running.remove(&token) else { return };
-        command.result = Some(match self.refusal(&command) {
-            Some(errno) => -errno,
-            None => match self.failure(&command) {
-                Some(errno) => {
-                    command.forgets = command.kind == Kind::Sync;
-                    -errno
-                }
-                None => self.perform(&command, command.len),
+            Item::Ready(generation) => match self.watches.get(&of) {
+                Some(watch) if watch.generation == generation => Event::Ready { watch: number },
+                _ => return,
             },
-        });
-        self.running.insert(token, command);
-    }
-
-    /// What the device will not do, or not now.
-    fn refusal(&mut self, command: &Running) -> Option<i32> {
-        let nature = self.disks[command.disk].nature;
-        let aligned = |n: u64, to: u32| n.is_multiple_of(u64::from(to));
-        let unit = nature.unit;
-        if !aligned(command.at, unit)
-            || !aligned(command.len, unit)
-            || command
-                .data
-                .iter()
-                .any(|s| !aligned(s.addr() as u64, nature.mem_align) || !aligned(s.len() as u64, unit))
-        {
-            return Some(libc::EINVAL);
-        }
-        let refused = match command.kind {
-            Kind::PunchHole => nature.no_punch,
-            Kind::ZeroRange => nature.no_zero,
-            Kind::BlockDiscard => nature.no_discard,
-            Kind::Read | Kind::Write { .. } | Kind::Sync => None,
+            Item::Unwatched => {
+                self.watches.remove(&of);
+                Event::Unwatched { watch: number }
+            }
         };
-        if refused.is_some() {
-            return refused;
-        }
-        let again = self.rng.u8(0..100) < self.temper.again;
-        again.then(|| if self.rng.bool() { libc::EAGAIN } else { libc::EINTR })
-    }
-
-    /// A failure by order or by chance. A transfer that fails may have moved any part of its data.
-    fn failure(&mut self, command: &Running) -> Option<i32> {
-        let Running { disk, kind, at, len, number, .. } = *command;
-        let hit = self.faults.iter().find(|f| {
-            let touched = kind == Kind::Sync || (at < f.bytes.end && f.bytes.start < at + len);
-            f.disk == disk && (f.applies)(kind) && touched
-        });
-        let (errno, clean) = match hit {
-            Some(fault) => (fault.errno, fault.bytes.start.saturating_sub(at)),
-            None if self.fail_number == Some(number) || self.rng.u16(0..1000) < self.temper.fail => (libc::EIO, 0),
-            None => return None,
-        };
-        let transfer = matches!(kind, Kind::Read | Kind::Write { .. });
-        let unit = if transfer { self.disks[disk].nature.unit.into() } else { SECTOR as u64 };
-        if transfer && clean >= unit && self.rng.bool() {
-            // Short, up to where the fault is: what goes on there will fail.
-            return None;
-        }
-        self.failures.push(Failure { disk, kind, at, len });
-        let before_fault = if clean > 0 { clean } else { len };
-        if kind != Kind::Sync && before_fault >= unit && self.rng.bool() {
-            let part = self.rng.u64(1..=before_fault / unit) * unit;
-            self.perform(command, part);
-        }
-        Some(errno)
-    }
-
-    /// Does at most `most` bytes of a command, and may stop earlier if it is a transfer; returns its result.
-    fn perform(&mut self, command: &Running, most: u64) -> i32 {
-        let State { disks, rng, temper, faults, .. } = self;
-        let disk = &mut disks[command.disk];
-        let mut len = command.len.min(most);
-        if matches!(command.kind, Kind::Read | Kind::Write { .. }) {
-            let unit = u64::from(disk.nature.unit);
-            len = len.min(disk.len().saturating_sub(command.at));
-            if rng.u8(0..100) < temper.short && len > unit {
-                // Both ends are worth more than their share.
-                len = match rng.u8(0..4) {
-                    0 => unit,
-                    1 => len - unit,
-                    _ => rng.u64(1..=len / unit) * unit,
-                };
-            }
-            for fault in faults.iter().filter(|f| f.disk == command.disk && (f.applies)(command.kind)) {
-                if (command.at..command.at + len).contains(&fault.bytes.start) {
-                    len = (fault.bytes.start - command.at) / unit * unit;
-                }
-            }
-            if len == 0 && matches!(command.kind, Kind::Write { .. }) {
-                return -libc::ENOSPC;
-            }
-        }
-        disk.perform(command, len, rng);
-        match command.kind {
-            Kind::Read | Kind::Write { .. } => len as i32,
-            _ => 0,
-        }
+        self.sides[usize::from(engine)].events.push(event);
     }
 }
 
 impl Engine for Sim {
+    fn now(&self) -> u64 {
+        self.0.borrow().now
+    }
+
     fn add_file(&mut self, file: BorrowedFd<'_>) -> io::Result<FileIx> {
         let identity = identity(file)?;
         let mut state = self.0.borrow_mut();
@@ -524,46 +484,46 @@ impl Engine for Sim {
             Command::BlockDiscard { at, len } => (Kind::BlockDiscard, at, len, Vec::new()),
         };
         assert!(kind == Kind::Sync || len > 0, "an empty {kind:?} at {at}");
+        state.judge(disk, kind, at..at + len);
         let (number, reports) = (state.started, state.reported);
         let running =
             Running { file: file.0, disk, kind, data, at, len, number, reports, result: None, forgets: false };
-        assert!(state.running.insert(token, running).is_none(), "token {token} is used twice at a time");
+        let of = (self.1, token);
+        assert!(state.running.insert(of, running).is_none(), "token {token} is used twice at a time");
         state.started += 1;
         let latency = state.latency();
-        state.put(latency, Item::Effect(token));
+        state.put(latency, of, Item::Effect);
     }
 
     fn watch(&mut self, fd: RawFd, watch: u32) {
         let mut state = self.0.borrow_mut();
         state.items += 1;
         let generation = state.items;
-        assert!(state.watches.insert(watch, Watch { fd, generation }).is_none(), "watch {watch} is used twice");
+        let before = state.watches.insert((self.1, watch), Watch { fd, generation });
+        assert!(before.is_none(), "watch {watch} is used twice");
     }
 
     fn unwatch(&mut self, watch: u32) {
-        let mut state = self.0.borrow_mut();
-        assert!(state.watches.contains_key(&watch), "watch {watch} is not known");
+        let (mut state, of) = (self.0.borrow_mut(), (self.1, watch));
+        assert!(state.watches.contains_key(&of), "watch {watch} is not known");
         let latency = state.latency();
-        state.put(latency, Item::Unwatched(watch));
+        state.put(latency, of, Item::Unwatched);
     }
 
     /// With nothing to wait for it returns at once, and [`Sim::asleep`] says so.
-    fn now(&self) -> u64 {
-        self.0.borrow().now
-    }
-
     fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         #[cfg(test)]
         pause::reached();
-        let mut state = self.0.borrow_mut();
-        let before = events.len();
+        let (mut state, own) = (self.0.borrow_mut(), usize::from(self.1));
         state.now += TURN;
-        state.asleep = false;
+        state.sides[own].asleep = false;
         loop {
-            while let Some(item) = state.next_due() {
-                state.happen(item, events);
+            while let Some((of, item)) = state.next_due() {
+                state.happen(of, item);
             }
-            if wait == Wait::No || events.len() > before {
+            let mine = &mut state.sides[own].events;
+            if wait == Wait::No || !mine.is_empty() {
+                events.append(mine);
                 return Ok(());
             }
             let due = state.agenda.first_key_value().map(|((due, ..), _)| *due);
@@ -574,7 +534,7 @@ impl Engine for Sim {
                 }
                 (Some(due), _) => state.now = due,
                 (None, _) => {
-                    state.asleep = true;
+                    state.sides[own].asleep = true;
                     return Ok(());
                 }
             }

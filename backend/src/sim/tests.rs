@@ -173,3 +173,32 @@ fn watches_report_rings_until_they_are_taken_back() {
         assert!(until_asleep(&mut sim).is_empty());
     }
 }
+
+#[test]
+fn two_engines_share_devices_and_time_and_nothing_else() {
+    for seed in 0..32 {
+        let (mut one, file) = sim(seed, Temper::default(), Nature::default());
+        let mut two = one.another();
+        // The same token for both.
+        one.start(file, Command::Sync, 3);
+        two.start(file, Command::PunchHole { at: 0, len: 512 }, 3);
+        let done = [Event::Done { token: 3, result: 0 }];
+        assert_eq!(until_asleep(&mut one), done);
+        assert!(!two.asleep(), "what has ended while the other one turned is still to be told");
+        assert_eq!(until_asleep(&mut two), done);
+        assert_eq!((one.look(0, |b| b[0]), one.now()), (0, two.now()));
+        two.advance(1 << 40);
+        assert_eq!(Engine::now(&one), 1 << 40);
+    }
+}
+
+#[test]
+#[should_panic(expected = "may change [0..512] only")]
+fn a_fence_stops_whoever_goes_beyond_it() {
+    let (mut sim, file) = sim(1, Temper::default(), Nature::default());
+    sim.fence(0, vec![0..8192, 600..601], vec![0..512]);
+    let buffer = Buffer::new(2 * SECTOR).unwrap();
+    sim.start(file, Command::Read { data: &[buffer.slice()], at: 512 }, 0);
+    sim.start(file, Command::PunchHole { at: 0, len: 512 }, 1);
+    sim.start(file, Command::ZeroRange { at: 511, len: 2 }, 2);
+}
