@@ -16,6 +16,7 @@ use super::buffers::Pool;
 use super::{Io, Stateful};
 use crate::guest::HostSlice;
 use crate::map::{DevIx, Leg, Piece, Step};
+use crate::worker::cursor::Cursor;
 use crate::worker::ops::Action;
 use dm_table::Sectors;
 
@@ -150,6 +151,17 @@ impl Cx {
     /// Does an operation of `len` sectors at sector `at` of what a target lies on, with data where there is some. Ends when
     /// all of it has; the first error counts.
     pub async fn io(&self, leg: &Leg, action: Action, at: u64, len: u64, data: Vec<HostSlice>) -> Result<(), i32> {
+        self.parts(action, data, |parts| parts.add(leg, at, len)).await
+    }
+
+    /// The same of an operation that is in several places: `cut` adds them, in the order of the data. They are under way at
+    /// the same time, so there should not be too many.
+    pub async fn parts(
+        &self,
+        action: Action,
+        data: Vec<HostSlice>,
+        cut: impl FnOnce(&mut Parts<'_>),
+    ) -> Result<(), i32> {
         let join = {
             let mut inner = self.local.0.borrow_mut();
             let join = inner.free.pop().unwrap_or(inner.joins.len() as u32);
@@ -158,14 +170,8 @@ impl Cx {
             }
             // One for the cutting itself.
             inner.joins[join as usize] = Join { task: self.task, left: 1, errno: 0, began: 0 };
-            let mut part = Part { inner: &mut inner, join, task: self.task, action };
-            match action {
-                Action::Flush => part.flush(leg),
-                Action::Read | Action::Write { .. } => part.transfer(leg, at, len, &data),
-                Action::Discard | Action::Zero { .. } => {
-                    leg.ranges(Sectors::new(at), Sectors::new(len), &mut |step, len, _| part.range(leg, step, len));
-                }
-            }
+            let part = Part { inner: &mut inner, join, task: self.task, action };
+            cut(&mut Parts { part, cursor: Cursor::new(&data) });
             inner.spare(data);
             let one = &mut inner.joins[join as usize];
             one.left -= 1;
@@ -173,6 +179,26 @@ impl Cx {
         };
         let errno = Joined { cx: self, join }.await;
         if errno == 0 { Ok(()) } else { Err(errno) }
+    }
+}
+
+/// What [`Cx::parts`] is given the places of an operation by.
+pub struct Parts<'a> {
+    part: Part<'a>,
+    cursor: Cursor<'a>,
+}
+
+impl Parts<'_> {
+    /// The next `len` sectors of the operation are at sector `at` of `leg`. Of a flush, the whole leg.
+    pub fn add(&mut self, leg: &Leg, at: u64, len: u64) {
+        match self.part.action {
+            Action::Flush => self.part.flush(leg),
+            Action::Read | Action::Write { .. } => self.part.transfer(leg, at, len, &mut self.cursor),
+            Action::Discard | Action::Zero { .. } => {
+                let part = &mut self.part;
+                leg.ranges(Sectors::new(at), Sectors::new(len), &mut |step, len, _| part.range(leg, step, len));
+            }
+        }
     }
 }
 
@@ -199,8 +225,7 @@ impl Part<'_> {
         self.inner.joins[self.join as usize].errno = libc::EIO;
     }
 
-    fn transfer(&mut self, leg: &Leg, at: u64, len: u64, data: &[HostSlice]) {
-        let mut cursor = crate::worker::cursor::Cursor::new(data);
+    fn transfer(&mut self, leg: &Leg, at: u64, len: u64, cursor: &mut Cursor<'_>) {
         leg.pieces(Sectors::new(at), Sectors::new(len), &mut |piece: Piece| {
             let bytes = piece.len.bytes();
             match piece.step {
