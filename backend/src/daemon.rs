@@ -63,6 +63,7 @@ pub fn run(mapper: &Mapper, signals: &Signals, before: impl FnOnce()) {
     for session in mapper.close() {
         session.end();
     }
+    mapper.retire_all();
     mapper.remove_sockets();
     log::info!("stopped");
 }

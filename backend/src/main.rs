@@ -153,6 +153,7 @@ fn serve(args: &Args) -> Result<(), String> {
     let places =
         place::places(&args.listen, &passed, device, serial, &started).map_err(|e| format!("vhost-user-dm: {e}"))?;
     let places = places.into_iter().map(|(index, place)| (started[index].minor, place)).collect();
+    mapper.activate_all().map_err(|e| format!("vhost-user-dm: {e}"))?;
     mapper.serve_all(places).map_err(|e| format!("vhost-user-dm: {e}"))?;
     let control = args.control_path.as_deref().map(|path| control::Server::start(mapper.clone(), path));
     let control = control.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;

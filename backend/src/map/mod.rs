@@ -255,6 +255,11 @@ impl Map {
         self.own.iter().filter_map(|(_, number)| self.target(*number))
     }
 
+    /// The same, with the first sectors of the lines.
+    pub fn own_lines(&self) -> impl Iterator<Item = (Sectors, &Arc<Stateful>)> {
+        self.own.iter().filter_map(|(start, number)| Some((Sectors::new(*start), self.target(*number)?)))
+    }
+
     /// All stateful targets.
     pub fn targets(&self) -> &[Arc<Stateful>] {
         &self.targets

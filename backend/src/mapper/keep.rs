@@ -54,6 +54,8 @@ impl Mapper {
             let directory = kept.directory.clone().map(Into::into);
             let table = self.build(info.minor, (source, device.table), kept.read_only, directory).map_err(refused)?;
             warnings.extend(table.warnings.iter().cloned());
+            let table = Arc::new(table);
+            self.probe(info.minor, &table).map_err(|unwilling| failed(unwilling.error(info.minor)))?;
             self.make_live(info.minor, table).map_err(failed)?;
         }
         warnings.extend(self.shared(None));

@@ -7,6 +7,7 @@ mod device;
 mod durable;
 mod error;
 mod keep;
+mod life;
 mod serve;
 mod start;
 pub mod state;
@@ -32,6 +33,7 @@ use crate::frontend::config::Offer;
 use crate::map::Map;
 use crate::worker::pool::Pool;
 use device::{Device, Devices};
+use life::Lives;
 use state::StateDir;
 use table::{Ground, Table};
 
@@ -96,6 +98,7 @@ pub struct Mapper {
     components: Mutex<(Registry, Slots)>,
     settings: Settings,
     pool: Arc<Pool>,
+    lives: Lives,
     state: Option<StateDir>,
     myself: std::sync::Weak<Mapper>,
 }
@@ -141,6 +144,7 @@ impl Mapper {
             components: Mutex::new((registry, Slots::default())),
             settings,
             pool,
+            lives: Lives::default(),
             state,
             myself: myself.clone(),
         })
@@ -346,13 +350,16 @@ impl Mapper {
         table.force = load.force;
         let mut warnings = std::mem::take(&mut table.warnings);
         warnings.extend(self.shared(Some((minor, &table))));
+        let table = Arc::new(table);
+        self.probe(minor, &table)
+            .map_err(|unwilling| unwilling.error(minor).kernel("ioctl: error adding target to table"))?;
         let mut devices = self.devices();
         for lower in table.lowers() {
             // One that was removed meanwhile.
             devices.get(lower)?;
         }
         // Dropped without the lock: files may be closed.
-        let old = devices.get_mut(minor)?.inactive.replace(Arc::new(table));
+        let old = devices.get_mut(minor)?.inactive.replace(table);
         let info = devices.info(minor)?;
         drop(devices);
         drop(old);

@@ -150,7 +150,7 @@ impl Mapper {
             }
             if let Some(device) = gone {
                 log::info!("{}: removed, as its last user has left", device.disk.name());
-                discard(device);
+                self.discard(device);
             }
             lowers.into_iter().for_each(|lower| self.left(lower));
         }
@@ -205,7 +205,7 @@ impl Mapper {
             log::error!("the device is removed, but a loss of power may bring it back: {error}");
         }
         drop(claim);
-        gone.into_iter().for_each(discard);
+        gone.into_iter().for_each(|device| self.discard(device));
         lowers.into_iter().for_each(|lower| self.left(lower));
         Ok(Removed { deferred: false })
     }
@@ -237,13 +237,6 @@ impl Mapper {
     /// The sockets that were made are removed.
     pub fn remove_sockets(&self) {
         self.devices().all.values_mut().for_each(|device| device.serving = None);
-    }
-}
-
-fn discard(device: super::device::Device) {
-    device.events.end();
-    if let Some(serving) = &device.serving {
-        serving.server.close();
     }
 }
 

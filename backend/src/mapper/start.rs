@@ -55,6 +55,12 @@ impl Mapper {
             let text = (file.source.clone(), device.table.clone());
             let table = self.build(info.minor, text, device.read_only, None)?;
             warnings.extend(table.warnings.iter().cloned());
+            let table = Arc::new(table);
+            self.probe(info.minor, &table).map_err(|unwilling| {
+                let line = device.table.lines.iter().find(|line| line.start == unwilling.start);
+                let span = line.map_or(device.name_span, |line| line.span);
+                Diagnostic::error(&file.source, span, unwilling.why)
+            })?;
             self.make_live(info.minor, table).map_err(|error| wanted(&error))?;
         }
         let mut seen = std::collections::HashSet::new();
@@ -63,9 +69,8 @@ impl Mapper {
         Ok(warnings)
     }
 
-    pub(super) fn make_live(&self, minor: u32, table: Table) -> Result<(), DmError> {
+    pub(super) fn make_live(&self, minor: u32, table: Arc<Table>) -> Result<(), DmError> {
         let mut devices = self.devices();
-        let table = Arc::new(table);
         let chain = devices.chain(minor, &Tables::from([(minor, table.clone())]));
         let device = devices.get_mut(minor)?;
         if let Some(chain) = chain {

@@ -106,7 +106,17 @@ impl Mapper {
         quiesce::quiesce(&sessions, &Relay { caller, name }).map_err(|quiesce::TakenBack| {
             self.unrest(claim);
             DmError::new(libc::EINTR).detail("taken back while requests were under way; the device goes on as before")
-        })
+        })?;
+        let disks: Vec<_> = {
+            let devices = self.devices();
+            let above = devices.above(minor, true);
+            above.iter().filter_map(|minor| Some((*minor, devices.all.get(minor)?.disk.clone()))).collect()
+        };
+        for (minor, disk) in disks {
+            disk.chain().map.own_targets().for_each(|target| target.postsuspend());
+            self.lives.rest(minor);
+        }
+        Ok(())
     }
 
     /// Lets the queues go on of those claimed devices that are not suspended and lie on none that is.
@@ -117,7 +127,9 @@ impl Mapper {
         free.iter().for_each(|device| device.disk.chain().map.own_targets().for_each(|target| target.resume()));
         free.iter().for_each(|device| device.disk.block(false));
         let sessions: Vec<_> = free.iter().filter_map(|device| device.session()).collect();
+        let disks: Vec<_> = free.iter().map(|device| (device.minor, device.disk.clone())).collect();
         drop(devices);
+        disks.iter().for_each(|(minor, disk)| self.lives.go_on(*minor, disk));
         sessions.iter().for_each(|session| session.go_on());
     }
 
@@ -184,9 +196,19 @@ impl Mapper {
         durable::sync(left, caller)?;
         let socket = self.socket_if_new(minor)?;
         hold_new(changes)?;
-        // What is served from now on is kept before anything is written to it.
-        let mut kept = self.commit_state(state, &tables).inspect_err(|_| hold_old(changes))?;
+        // The targets of the tables above have what they remember, over other ranges.
+        let new = changes.iter().find(|change| change.minor == minor);
+        if let Some(change) = new {
+            let activated = self.lives.activate(&change.new).map_err(|unwilling| unwilling.error(minor));
+            activated.inspect_err(|_| hold_old(changes))?;
+        }
+        // What is served from now on is kept before a guest writes to it.
+        let mut kept = self.commit_state(state, &tables).inspect_err(|_| {
+            new.into_iter().for_each(|change| self.lives.retire(&change.new));
+            hold_old(changes);
+        })?;
         self.switch(minor, changes)?;
+        new.into_iter().for_each(|change| self.lives.retire(&change.old));
         if let Some(kept) = &mut kept {
             kept.made();
         }

@@ -167,6 +167,11 @@ pub struct Lane {
 }
 
 impl Lane {
+    /// For what belongs to no queue, and is shown nowhere.
+    pub fn apart(chain: &Chain) -> Lane {
+        Lane::new(Arc::default(), Arc::default(), chain)
+    }
+
     pub(super) fn new(requests: Arc<Requests>, regions: Arc<Regions>, chain: &Chain) -> Lane {
         let mut components = Vec::new();
         for (ix, _) in chain.components.iter() {

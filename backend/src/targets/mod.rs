@@ -87,7 +87,8 @@ macro_rules! stateful {
                 match self { $( Stateful::$name(target) => target.activate(cx, shared).await, )* }
             }
 
-            /// What it does beside requests, until [`Stateful::presuspend`].
+            /// What it does beside requests. It ends soon after [`Stateful::presuspend`] where no request needs it to end, else
+            /// soon after [`Stateful::postsuspend`]; tasks are polled after both.
             pub async fn background(&self, cx: &Cx) {
                 match self { $( Stateful::$name(target) => target.background(cx).await, )* }
             }
@@ -101,6 +102,11 @@ macro_rules! stateful {
             /// after this.
             pub fn presuspend(&self) {
                 match self { $( Stateful::$name(target) => target.presuspend(), )* }
+            }
+
+            /// The requests that were under way have ended: what it does in the background is to end, too.
+            pub fn postsuspend(&self) {
+                match self { $( Stateful::$name(target) => target.postsuspend(), )* }
             }
 
             /// The device goes on.
@@ -146,6 +152,7 @@ trait Target {
     async fn background(&self, _: &Cx) {}
     async fn retire(&self, _: &Cx) {}
     fn presuspend(&self) {}
+    fn postsuspend(&self) {}
     fn resume(&self) {}
     /// `legs` are as many as it has.
     fn again(&self, legs: Vec<Leg>) -> Self;

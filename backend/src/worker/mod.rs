@@ -2,8 +2,11 @@
 //!
 //! The control side talks to a worker by messages and waits for its answers; on the path of a request nothing is shared.
 
+pub(crate) mod bell;
 pub(crate) mod cursor;
+pub mod devices;
 mod dirty;
+pub mod jobs;
 pub mod ops;
 pub mod poll;
 pub mod pool;
@@ -26,6 +29,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::engine::{Engine, Event, Wait};
 use crate::stats::{self, Clock, Meter};
 use crate::uring::Uring;
+use bell::Bell;
+use jobs::{Job, Jobs};
 use ops::{Ops, Owner, UnderWay};
 use poll::{Lookers, Pace, Poll};
 use pool::Cpus;
@@ -44,6 +49,8 @@ enum Mail {
     Hold(u32, Sender<()>),
     Go(u32),
     UnderWay(u32, Sender<Vec<UnderWay>>),
+    Job(Box<Job>, Sender<Result<(), String>>),
+    Wake,
     Exit,
 }
 
@@ -71,7 +78,8 @@ impl Worker {
             let made = cpus.place(number).and_then(|()| Ok((Uring::new()?, Ops::new()?)));
             match made {
                 Ok((engine, ops)) => {
-                    let mut core = Core::new(engine, ops, Poll::new(poll, Lookers::of_process()));
+                    let ring = Some(its_bell.clone());
+                    let mut core = Core::new(engine, ops, Poll::new(poll, Lookers::of_process()), ring);
                     core.engine.watch(its_bell.as_raw_fd(), MAILBOX);
                     // The spawning thread waits for this; if it is gone there is no one to serve.
                     if ready.send(Ok(())).is_ok() {
@@ -194,30 +202,35 @@ pub(crate) struct Core<E> {
     pub(crate) engine: E,
     ops: Ops,
     tasks: Tasks,
+    jobs: Jobs,
     local: Local,
     ended: Vec<(Owner, i32)>,
     starts: Vec<Start>,
     queues: Vec<Option<Place>>,
-    // Some queue's chain has stateful targets: only then is there anything to be done for tasks.
+    // Some queue's chain has stateful targets, or there is a job: only then is there anything to be done for tasks.
     stateful: bool,
     events: Vec<Event>,
     poll: Poll,
     // What the worker waited for in the sleep before this turn, and how long.
     woken: Option<(Pace, Duration)>,
     rung: bool,
+    // It is to end when its jobs have.
+    ending: bool,
     clock: Clock,
     meter: Arc<Meter>,
 }
 
 impl<E: Engine> Core<E> {
-    pub(crate) fn new(engine: E, ops: Ops, poll: Poll) -> Core<E> {
+    /// `ring` ends a sleep when it becomes readable.
+    pub(crate) fn new(engine: E, ops: Ops, poll: Poll, ring: Option<Arc<EventFd>>) -> Core<E> {
         let (clock, meter) = (Clock::default(), Arc::new(Meter::of_thread()));
         let local = Local::default();
-        let tasks = Tasks::new(local.clone());
+        let tasks = Tasks::new(local.clone(), Bell::new(ring));
         Core {
             engine,
             ops,
             tasks,
+            jobs: Jobs::default(),
             local,
             ended: Vec::new(),
             starts: Vec::new(),
@@ -227,6 +240,7 @@ impl<E: Engine> Core<E> {
             poll,
             woken: None,
             rung: false,
+            ending: false,
             clock,
             meter,
         }
@@ -242,10 +256,11 @@ impl<E: Engine> Core<E> {
             if std::mem::take(&mut self.rung) {
                 let _ = bell.read();
                 while let Ok(mail) = mail.try_recv() {
-                    if !self.read(mail) {
-                        return;
-                    }
+                    self.read(mail);
                 }
+            }
+            if self.ending && !self.jobs.any() {
+                return;
             }
             self.finish_stops();
         }
@@ -316,6 +331,7 @@ impl<E: Engine> Core<E> {
             // The turn may have slept.
             self.local.0.borrow_mut().fire(self.engine.now());
             self.drive();
+            self.end_jobs();
         }
         for place in self.queues.iter_mut().flatten() {
             place.queue.publish();
@@ -361,7 +377,16 @@ impl<E: Engine> Core<E> {
                         let (ops, engine) = (&mut self.ops, &mut self.engine);
                         place.queue.start_for_task((join, action), (dev, at, len), &data, ops, engine)
                     }
-                    _ => Some(libc::EIO),
+                    _ => match self.jobs.of(queue) {
+                        Some(job) => job.devices.start(
+                            &job.user(),
+                            (Owner::task(queue, join), action),
+                            (dev, at, len),
+                            &data,
+                            (&mut self.ops, &mut self.engine),
+                        ),
+                        None => Some(libc::EIO),
+                    },
                 };
                 let mut local = self.local.0.borrow_mut();
                 local.begin(join, self.clock.now());
@@ -396,19 +421,22 @@ impl<E: Engine> Core<E> {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Done { token, result } => {
-                if let Some(verdict) = self.ops.complete(&mut self.engine, token, result)
-                    && let Some(Some(place)) = self.queues.get_mut(verdict.owner.queue as usize)
-                {
-                    match verdict.owner.join() {
-                        None => place.queue.complete(&verdict, &mut self.clock),
-                        Some(join) => {
-                            let mut local = self.local.0.borrow_mut();
-                            let ns = self.clock.now().saturating_sub(local.began(join));
-                            place.queue.task_operation_ended(&verdict, ns);
-                            local.done(join, verdict.errno);
-                        }
+                let Some(verdict) = self.ops.complete(&mut self.engine, token, result) else { return };
+                let Some(join) = verdict.owner.join() else {
+                    if let Some(Some(place)) = self.queues.get_mut(verdict.owner.queue as usize) {
+                        place.queue.complete(&verdict, &mut self.clock);
+                    }
+                    return;
+                };
+                let mut local = self.local.0.borrow_mut();
+                let ns = self.clock.now().saturating_sub(local.began(join));
+                match self.queues.get_mut(verdict.owner.queue as usize) {
+                    Some(Some(place)) => place.queue.task_operation_ended(&verdict, ns),
+                    _ => {
+                        self.jobs.of(verdict.owner.queue).into_iter().for_each(|job| job.operation_ended(&verdict, ns))
                     }
                 }
+                local.done(join, verdict.errno);
             }
             Event::Ready { watch: MAILBOX } => self.rung = true,
             // The queues are looked at on every turn; a kick only has to wake the worker.
@@ -421,8 +449,8 @@ impl<E: Engine> Core<E> {
         }
     }
 
-    /// Does what a message says; `false` to end the thread.
-    fn read(&mut self, mail: Mail) -> bool {
+    /// Does what a message says.
+    fn read(&mut self, mail: Mail) {
         match mail {
             Mail::Start(setup, answer) => drop(answer.send(self.start(*setup))),
             Mail::Stop(index, answer) => self.stop(index, answer),
@@ -447,9 +475,10 @@ impl<E: Engine> Core<E> {
                 }
             }
             Mail::UnderWay(index, answer) => drop(answer.send(self.ops.list(index))),
-            Mail::Exit => return false,
+            Mail::Job(job, over) => self.begin_job(*job, over),
+            Mail::Wake => self.tasks.wake_all(),
+            Mail::Exit => self.ending = true,
         }
-        true
     }
 
     pub(crate) fn start(&mut self, setup: Setup) -> io::Result<u32> {
@@ -507,7 +536,11 @@ impl<E: Engine> Core<E> {
             }
         }
         if ended {
-            self.stateful = self.queues.iter().flatten().any(|place| place.queue.is_stateful());
+            self.look_for_state();
         }
+    }
+
+    fn look_for_state(&mut self) {
+        self.stateful = self.jobs.any() || self.queues.iter().flatten().any(|place| place.queue.is_stateful());
     }
 }

@@ -14,12 +14,12 @@ use std::sync::atomic::AtomicBool;
 
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 
+use super::devices::{Devices, User};
 use super::dirty::Dirty;
-use super::ops::{Action, Device, Ops, Verdict};
+use super::ops::{Action, Ops, Verdict};
 use super::returns::{Order, Returns, Ticket};
 use super::tasks::Tasks;
 use crate::chain::Chain;
-use crate::device::Access;
 use crate::engine::Engine;
 use crate::guest::{Guest, HostSlice, Record, SplitRing};
 use crate::inflight::Tracker;
@@ -116,9 +116,7 @@ pub struct Queue {
     call: Option<File>,
     err: Option<File>,
     write_through: Arc<AtomicBool>,
-    devices: Vec<Option<Device>>,
-    // A component may be handed over, and open another file, while a disk that only reads it is served.
-    _files: Vec<Arc<File>>,
+    devices: Devices,
     request: request::Chain,
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -139,7 +137,6 @@ impl Queue {
     /// # Errors
     /// The engine's, or a record that cannot be this ring's.
     pub fn new(index: u32, setup: Setup, ops: &mut Ops, engine: &mut impl Engine) -> std::io::Result<Queue> {
-        use std::os::fd::AsFd;
         let (returns, base, mut replay) = match setup.record {
             None => (Returns::InOrder(Order::default()), setup.base, Vec::new()),
             Some(record) => {
@@ -154,30 +151,7 @@ impl Queue {
             let limiter = &setup.chain.limiters.control;
             limited!(limiter, info, "{}: {} requests of a predecessor are done again", setup.name, replay.len());
         }
-        let mut devices: Vec<Option<Device>> = Vec::new();
-        let mut files = Vec::new();
-        for (ix, component) in setup.chain.reached() {
-            let at = usize::from(ix.0);
-            let open = component.file();
-            let file = match engine.add_file(open.as_fd()) {
-                Ok(file) => file,
-                Err(error) => {
-                    forget(&devices, ops, engine);
-                    return Err(error);
-                }
-            };
-            files.push(open);
-            devices.resize(devices.len().max(at + 1), None);
-            devices[at] = Some(Device {
-                file,
-                mask: match component.access {
-                    Access::Direct { mem_align, offset_align } => mem_align.max(offset_align).max(1) as usize - 1,
-                    Access::Buffered | Access::Mapped => 0,
-                },
-                discard: component.limits.discard.map(|d| d.method),
-                unflushed: component.unflushed.as_ref().map(|unflushed| ops.remember(unflushed)),
-            });
-        }
+        let devices = Devices::new(&setup.chain, ops, engine)?;
         Ok(Queue {
             index,
             name: setup.name,
@@ -195,7 +169,6 @@ impl Queue {
             err: setup.err,
             write_through: setup.write_through,
             devices,
-            _files: files,
             request: request::Chain::default(),
             slots: Vec::new(),
             free: Vec::new(),
@@ -392,23 +365,15 @@ impl Queue {
 
     #[cold]
     fn failed(&self, verdict: &Verdict) -> u8 {
-        let dev = DevIx(verdict.device);
-        self.chain.failed(dev);
-        self.lane.piece_failed(verdict.owner.segment);
-        let device = self.chain.components.get(dev).map_or("?", |c| c.name.as_str());
-        let error = std::io::Error::from_raw_os_error(verdict.errno);
-        let sector = verdict.at / dm_table::SECTOR_SIZE;
-        limited!(
-            self.chain.limiters.requests,
-            error,
-            "{}: {} at sector {sector} of {device} failed: {error}",
-            self.name,
-            verdict.action
-        );
+        self.user().failed(verdict);
         match (verdict.action, verdict.errno) {
             (Action::Discard, libc::EOPNOTSUPP) => UNSUPP,
             _ => IOERR,
         }
+    }
+
+    fn user(&self) -> User<'_> {
+        User { name: &self.name, chain: &self.chain, lane: &self.lane }
     }
 
     /// Makes what has been given back visible, and tells the driver if it asked to be told.
@@ -510,7 +475,7 @@ impl Queue {
     pub fn end(self, ops: &mut Ops, engine: &mut impl Engine) {
         debug_assert!(self.drained());
         debug_assert_eq!(self.free.len(), self.slots.len());
-        forget(&self.devices, ops, engine);
+        self.devices.forget(ops, engine);
         self.lane.end();
     }
 }
@@ -545,13 +510,4 @@ impl Queue {
 /// Tells the front end by the descriptor it has set for that (SET_VRING_ERR). One that is not listened to is no harm.
 pub fn signal_error(err: Option<&File>) {
     let _ = err.map(|mut err| err.write(&1u64.to_ne_bytes()));
-}
-
-fn forget(devices: &[Option<Device>], ops: &mut Ops, engine: &mut impl Engine) {
-    for device in devices.iter().flatten() {
-        engine.remove_file(device.file);
-        if let Some(index) = device.unflushed {
-            ops.forget(index);
-        }
-    }
 }

@@ -8,6 +8,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use super::bell::Bell;
+use super::jobs::Work;
 use super::ops::Owner;
 use crate::guest::HostSlice;
 use crate::targets::cx::{Cx, Local};
@@ -22,22 +24,53 @@ pub(crate) enum Parent {
     Join(u32),
 }
 
+/// In the number of a task, or of the queue it works for: it is a job's.
+pub(super) const JOB: u32 = 1 << 31;
+
 /// See the module's text.
 pub struct Tasks {
     local: Local,
+    bell: Arc<Bell>,
     run: Box<dyn Run>,
-}
-
-impl Default for Tasks {
-    fn default() -> Tasks {
-        Tasks::new(Local::default())
-    }
+    jobs: Vec<Option<(Work, Waker)>>,
+    // Places of jobs, and how they ended.
+    over: Vec<(u32, Result<(), String>)>,
 }
 
 impl Tasks {
-    pub(crate) fn new(local: Local) -> Tasks {
+    pub(crate) fn new(local: Local, bell: Arc<Bell>) -> Tasks {
         let future = |cx: Cx, target: Arc<Stateful>, io: Io| async move { target.run(&cx, io).await };
-        Tasks { local, run: Box::new(Slots { future, places: Vec::new(), free: Vec::new() }) }
+        let run = Box::new(Slots { future, bell: bell.clone(), places: Vec::new(), free: Vec::new() });
+        Tasks { local, bell, run, jobs: Vec::new(), over: Vec::new() }
+    }
+
+    /// A task without a queue; returns its place among the jobs.
+    pub(super) fn begin_job(&mut self, work: Box<dyn FnOnce(Cx) -> Work + Send>) -> u32 {
+        let free = self.jobs.iter().position(Option::is_none);
+        let place = free.unwrap_or_else(|| {
+            self.jobs.push(None);
+            self.jobs.len() - 1
+        }) as u32;
+        let task = place | JOB;
+        let work = work(Cx { local: self.local.clone(), task, queue: task });
+        self.jobs[place as usize] = Some((work, self.bell.waker(task)));
+        self.local.0.borrow_mut().ready.push(task);
+        place
+    }
+
+    /// A job that has ended.
+    pub(super) fn job_over(&mut self) -> Option<(u32, Result<(), String>)> {
+        self.over.pop()
+    }
+
+    fn poll_job(&mut self, task: u32) {
+        let place = task & !JOB;
+        let Some(slot) = self.jobs.get_mut(place as usize) else { return };
+        let Some((work, waker)) = slot else { return };
+        if let Poll::Ready(result) = work.as_mut().poll(&mut Context::from_waker(waker)) {
+            *slot = None;
+            self.over.push((place, result));
+        }
     }
 
     /// A list of slices, empty.
@@ -54,7 +87,16 @@ impl Tasks {
     /// Runs those that have something to do, until all wait. The ends of requests go to `ended`, with their errno.
     pub(crate) fn run(&mut self, ended: &mut Vec<(Owner, i32)>) {
         loop {
-            let Some(task) = self.local.0.borrow_mut().ready.pop() else { return };
+            let task = {
+                let mut local = self.local.0.borrow_mut();
+                self.bell.take(&mut local.ready);
+                local.ready.pop()
+            };
+            let Some(task) = task else { return };
+            if task & JOB != 0 {
+                self.poll_job(task);
+                continue;
+            }
             match self.run.poll(task) {
                 Some((Parent::Request(owner), errno)) => ended.push((owner, errno)),
                 Some((Parent::Join(join), errno)) => self.local.0.borrow_mut().done(join, errno),
@@ -65,13 +107,16 @@ impl Tasks {
 
     /// Which queue a task works for.
     pub(crate) fn queue(&self, task: u32) -> Option<u32> {
-        self.run.queue(task)
+        if task & JOB != 0 { Some(task) } else { self.run.queue(task) }
     }
 
     /// Has all of them look whether they still have to wait.
     pub(crate) fn wake_all(&mut self) {
         let all = self.run.all();
-        self.local.0.borrow_mut().ready.extend(all);
+        let mut local = self.local.0.borrow_mut();
+        local.ready.extend(all);
+        let jobs = (0..).zip(&self.jobs).filter(|(_, job)| job.is_some());
+        local.ready.extend(jobs.map(|(place, _): (u32, _)| place | JOB));
     }
 }
 
@@ -86,11 +131,13 @@ trait Run {
 struct Place<F> {
     queue: u32,
     parent: Parent,
+    waker: Waker,
     future: Pin<Box<Option<F>>>,
 }
 
 struct Slots<M, F> {
     future: M,
+    bell: Arc<Bell>,
     places: Vec<Place<F>>,
     free: Vec<u32>,
 }
@@ -108,7 +155,10 @@ where
                 (place.queue, place.parent) = (queue, parent);
                 place.future.as_mut().set(Some(future));
             }
-            None => self.places.push(Place { queue, parent, future: Box::pin(Some(future)) }),
+            None => {
+                let waker = self.bell.waker(task);
+                self.places.push(Place { queue, parent, waker, future: Box::pin(Some(future)) });
+            }
         }
         task
     }
@@ -117,7 +167,7 @@ where
         let place = self.places.get_mut(task as usize)?;
         // Its slot may have been left, and used again, since it was to be woken.
         let future = place.future.as_mut().as_pin_mut()?;
-        match future.poll(&mut Context::from_waker(Waker::noop())) {
+        match future.poll(&mut Context::from_waker(&place.waker)) {
             Poll::Pending => None,
             Poll::Ready(result) => {
                 place.future.as_mut().set(None);
@@ -133,5 +183,14 @@ where
 
     fn all(&self) -> Vec<u32> {
         (0..).zip(&self.places).filter(|(_, place)| place.future.is_some()).map(|(task, _)| task).collect()
+    }
+}
+
+#[cfg(test)]
+impl Tasks {
+    /// Fails unless all have ended.
+    pub(super) fn check_idle(&self) {
+        assert!(self.run.all().is_empty(), "tasks {:?} have not ended", self.run.all());
+        assert!(self.jobs.iter().all(Option::is_none) && self.over.is_empty(), "jobs have not ended");
     }
 }

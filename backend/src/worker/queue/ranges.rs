@@ -55,7 +55,7 @@ impl Queue {
                         return lane.piece_failed(segment);
                     }
                 };
-                let Some(Some(device)) = devices.get(usize::from(dev.0)) else {
+                let Some(device) = devices.get(dev) else {
                     slot.status = IOERR;
                     return lane.piece_failed(segment);
                 };

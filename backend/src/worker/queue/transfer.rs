@@ -55,7 +55,7 @@ impl Queue {
             lane.piece(piece.segment, write, piece.len.get());
             match piece.step {
                 Step::Device { dev, at } => {
-                    let Some(Some(device)) = devices.get(usize::from(dev.0)) else {
+                    let Some(device) = devices.get(dev) else {
                         slot.status = IOERR;
                         lane.piece_failed(piece.segment);
                         return cursor.skip(len);
@@ -108,7 +108,7 @@ impl Queue {
             tasks.spawn(owner.queue, Parent::Request(owner), target.clone(), io);
         }
         for ix in self.chain.map.flush_set() {
-            let Some(Some(device)) = self.devices.get(usize::from(ix.0)) else { continue };
+            let Some(device) = self.devices.get(*ix) else { continue };
             if self.chain.mapping(*ix).is_some() {
                 // Memory is all the storage there is: fsync(2) does nothing on these file systems.
                 continue;

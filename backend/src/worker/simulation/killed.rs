@@ -65,7 +65,7 @@ impl Rig {
     fn replace_worker(&mut self) {
         self.sim.kill();
         self.killed += 1;
-        self.core = Core::new(self.sim.clone(), Ops::new().expect("bounce buffers"), Poll::fixed(0));
+        self.core = Core::new(self.sim.clone(), Ops::new().expect("bounce buffers"), Poll::fixed(0), None);
         // What it has counted dies with it.
         self.stats = stats::Disk::new();
         let mut side = self.side.borrow_mut();

@@ -155,7 +155,7 @@ impl Rig {
                 side.act();
             }
         });
-        let core = Core::new(sim.clone(), Ops::new().expect("bounce buffers"), Poll::fixed(0));
+        let core = Core::new(sim.clone(), Ops::new().expect("bounce buffers"), Poll::fixed(0), None);
         let chain = Arc::new(chain);
         let ground = ground.clone();
         let mut rig = Rig {

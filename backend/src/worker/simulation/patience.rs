@@ -57,7 +57,7 @@ fn a_driver_that_repeats_heads_behind_a_slow_request_has_to_wait() {
         err: None,
         write_through: Arc::new(AtomicBool::new(false)),
     };
-    let mut core = Core::new(sim, Ops::new().expect("bounce buffers"), Poll::fixed(2));
+    let mut core = Core::new(sim, Ops::new().expect("bounce buffers"), Poll::fixed(2), None);
     core.start(setup).expect("a queue");
     let mut index = 0u16;
     for round in 0..1000u16 {
