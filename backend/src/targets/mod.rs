@@ -9,6 +9,7 @@ mod delay;
 mod dust;
 mod flakey;
 mod shared;
+pub mod snapshot;
 
 pub use buffers::{LONGEST, Lease};
 pub use cx::Cx;
