@@ -11,6 +11,7 @@ use crate::device;
 use crate::frontend::config::Offer;
 use crate::inspect::Judging;
 use crate::inspect::commands::{Export, Show};
+use crate::overlay::{self, Overlay};
 use crate::worker::pool::{Cpus, Pool};
 
 /// Serve a device-mapper table as a vhost-user-blk disk.
@@ -85,6 +86,11 @@ pub enum Command {
     Show(Show),
     /// Read a disk without a VM: into a sparse file, or for a digest of its bytes
     Export(Export),
+    /// Write what an overlay holds into the disk that it lies over, and empty it. Killed at any moment, it goes on when it is
+    /// called again; until it has ended the disk is whole with the overlay over it only
+    Commit(overlay::Commit),
+    /// Remove an overlay, and what was written to it
+    Discard(overlay::Discard),
     /// Make one disk with a partition table out of partitions and files, as a table to serve
     Assemble(Box<crate::assemble::Assemble>),
     /// Change or show the devices of a running process, with dmsetup's verbs; see `dmsetup --help`
@@ -170,6 +176,17 @@ pub struct Load {
     /// Which device of a concise table file to serve on --socket-path or --fd (default: the one that no other uses)
     #[arg(long, value_name = "NAME", conflicts_with = "socket_dir")]
     pub device: Option<String>,
+
+    /// Open the disk for reading alone and put what the guest writes into COWFILE, as a persistent snapshot of the kernel's
+    /// format; it is made, sparse, when it is not there, with chunks of 4 KiB (disks up to 16 GiB) to 64 KiB (from 128 GiB on).
+    /// tmp: into a file without a name in $TMPDIR or /var/tmp, until this process ends; no guest must outlive that
+    #[arg(long, value_name = "COWFILE|tmp", conflicts_with_all = ["read_only", "socket_dir"])]
+    pub overlay: Option<Overlay>,
+
+    /// Serve with an overlay in spite of a finding, once for each: other-base, or a use of the disk by this machine that may
+    /// change it under the overlay
+    #[arg(long, value_name = "FINDING", requires = "overlay", value_parser = clap::builder::PossibleValuesParser::new(overlay::FORCED))]
+    pub force: Vec<String>,
 
     /// How to open it.
     #[command(flatten)]

@@ -27,6 +27,7 @@ pub mod limit;
 pub mod lvm;
 pub mod map;
 pub mod mapper;
+pub mod overlay;
 pub mod place;
 pub mod request;
 pub mod server;

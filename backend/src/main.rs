@@ -17,6 +17,7 @@ use vhost_user_dm::disk;
 use vhost_user_dm::inspect::{self, Judging, commands};
 use vhost_user_dm::mapper::state::StateDir;
 use vhost_user_dm::mapper::{Mapper, Settings};
+use vhost_user_dm::overlay::{self, Overlaid, Overlay, OverlayError, Wanted};
 use vhost_user_dm::place::{self, PlaceError};
 use vhost_user_dm::worker::pool::{Cpus, Pool};
 use vhost_user_dm::{activation, control, stats, top, uring};
@@ -45,6 +46,19 @@ fn main() -> ExitCode {
             init_log(&export.which.log);
             let read = read_table(&export.which.table, export.which.concise);
             read.and_then(|(file, name)| commands::export(export, &file, &name))
+        }
+        Some(Command::Commit(args)) => {
+            init_log(&args.log);
+            let read = match (&args.blk_file, &args.table) {
+                (Some(path), _) => whole_file(path, &device::Options { read_only: true, ..device::Options::default() }),
+                (None, Some(path)) => read_table(path, args.concise),
+                (None, None) => Err("vhost-user-dm: neither --table nor --blk-file is given".into()),
+            };
+            read.and_then(|(file, name)| overlay::commit(args, &file, &name, patience()))
+        }
+        Some(Command::Discard(args)) => {
+            init_log(&args.log);
+            overlay::discard(args, patience())
         }
         Some(Command::Assemble(args)) => {
             let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
@@ -137,7 +151,7 @@ fn serve(args: &Args) -> Result<(), String> {
         return Err(format!("vhost-user-dm: {}", PlaceError::Nowhere));
     }
     // What a killed predecessor has left in the kernel must end before we serve: see `device::Patience`.
-    let patience = Patience::new(Patience::COMMAND, Signals::pause);
+    let patience = patience();
     let state = args.state_dir.as_deref().map(|dir| StateDir::open(dir, patience));
     let state = state.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
     let settings = Settings {
@@ -147,7 +161,7 @@ fn serve(args: &Args) -> Result<(), String> {
         socket_dir: args.listen.socket_dir.clone(),
     };
     let mapper = Mapper::new(settings, Registry::patient(patience), Arc::new(args.load.pool()), state);
-    start(&mapper, args)?;
+    let mut overlaid = start(&mapper, args)?;
     let (device, serial) = (args.load.device.as_deref(), args.load.serial.is_some());
     let started = mapper.started();
     let places =
@@ -155,6 +169,7 @@ fn serve(args: &Args) -> Result<(), String> {
     let places = places.into_iter().map(|(index, place)| (started[index].minor, place)).collect();
     mapper.activate_all().map_err(|e| format!("vhost-user-dm: {e}"))?;
     mapper.serve_all(places).map_err(|e| format!("vhost-user-dm: {e}"))?;
+    overlaid.served();
     let control = args.control_path.as_deref().map(|path| control::Server::start(mapper.clone(), path));
     let control = control.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
     let metrics = args.metrics_path.as_deref();
@@ -165,7 +180,8 @@ fn serve(args: &Args) -> Result<(), String> {
 }
 
 /// Makes the devices: those that were kept, or if none ever were those of the command line.
-fn start(mapper: &Mapper, args: &Args) -> Result<(), String> {
+fn start(mapper: &Mapper, args: &Args) -> Result<Overlaid, String> {
+    let mut overlaid = Overlaid::default();
     let warnings = match mapper.come_back().map_err(|e| format!("vhost-user-dm: {e}"))? {
         Some(warnings) => {
             log::info!(
@@ -174,14 +190,38 @@ fn start(mapper: &Mapper, args: &Args) -> Result<(), String> {
             warnings
         }
         None => match table_file(args)? {
-            Some((file, name)) => mapper.start(&file, &name).map_err(|diagnostic| diagnostic.to_string())?,
+            Some((file, name)) => match &args.load.overlay {
+                Some(overlay) => {
+                    let (over, warnings) = overlay::start(mapper, (&file, &name), &wanted(overlay, args)?)?;
+                    overlaid = over;
+                    warnings
+                }
+                None => mapper.start(&file, &name).map_err(|diagnostic| diagnostic.to_string())?,
+            },
             None => Vec::new(),
         },
     };
     for warning in warnings {
         log::warn!("{}", warning.trim_end());
     }
-    mapper.keep().map_err(|e| format!("vhost-user-dm: {e}"))
+    mapper.keep().map_err(|e| format!("vhost-user-dm: {e}"))?;
+    Ok(overlaid)
+}
+
+/// The overlay that was asked for.
+fn wanted<'a>(overlay: &'a Overlay, args: &'a Args) -> Result<Wanted<'a>, String> {
+    let incoming = args.load.open.incoming;
+    for (flag, given) in [("--state-dir", args.state_dir.is_some()), ("--incoming", incoming)] {
+        if given && *overlay == Overlay::Temporary {
+            return Err(OverlayError::Temporary { flag }.told());
+        }
+    }
+    Ok(Wanted { overlay, device: args.load.device.as_deref(), force: &args.load.force, incoming })
+}
+
+/// What a killed predecessor has left in the kernel is waited for.
+fn patience() -> Patience {
+    Patience::new(Patience::COMMAND, Signals::pause)
 }
 
 fn components(open: &Open) -> device::Options {
@@ -199,7 +239,10 @@ fn table_file(args: &Args) -> Result<Option<(TableFile, String)>, String> {
                 path.display()
             ))
         }
-        (Some(path), _) => whole_file(path, &load.open).map(Some),
+        (Some(path), _) => {
+            let read_only = load.open.read_only || load.overlay.is_some();
+            whole_file(path, &device::Options { read_only, ..components(&load.open) }).map(Some)
+        }
         (None, Some(path)) => read_table(path, load.open.concise).map(Some),
         (None, None) if args.control_path.is_some() => Ok(None),
         (None, None) => {
@@ -210,12 +253,11 @@ fn table_file(args: &Args) -> Result<Option<(TableFile, String)>, String> {
     }
 }
 
-fn whole_file(path: &Path, open: &Open) -> Result<(TableFile, String), String> {
+fn whole_file(path: &Path, options: &device::Options) -> Result<(TableFile, String), String> {
     let text = path.to_str().ok_or_else(|| format!("vhost-user-dm: {}: the path is not UTF-8", path.display()))?;
-    let options = components(open);
     // The opening, its locks included, ends here and is done again for the chain.
-    let mut registry = Registry::patient(Patience::new(Patience::COMMAND, Signals::pause));
-    let component = registry.open(text, None, &options).map_err(|error| {
+    let mut registry = Registry::patient(patience());
+    let component = registry.open(text, None, options).map_err(|error| {
         let help = error.help().map(|help| format!("\n  = help: {help}")).unwrap_or_default();
         format!("vhost-user-dm: --blk-file: {error}{help}")
     })?;

@@ -404,7 +404,10 @@ impl State {
             _ => (&fence.writes, "change"),
         };
         let inside = |range: &Range<u64>| range.start <= bytes.start && bytes.end <= range.end;
-        assert!(ranges.iter().any(inside), "{kind:?} of bytes {bytes:?} of device {disk}: it may {verb} {ranges:?} only");
+        assert!(
+            ranges.iter().any(inside),
+            "{kind:?} of bytes {bytes:?} of device {disk}: it may {verb} {ranges:?} only"
+        );
     }
 
     /// The agenda's first item, if it is due by now.

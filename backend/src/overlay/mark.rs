@@ -1,0 +1,198 @@
+//! Which base an overlay belongs to.
+//!
+//! The kernel's store (see `targets::snapshot`) says nothing of its origin, and an overlay over another base, or over its own
+//! after that has changed, is garbage. So the end of an overlay's file, behind all that the store may ever use, says what
+//! the base was: its size, and a digest of those of its places that change when somebody uses it (the beginning, the end,
+//! and where its segments and partitions begin). That is a sample: a change elsewhere is not noticed. Overlays
+//! made by others have no mark, and are taken as they are.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::size;
+use crate::inspect::{self, Assembled, Bytes as _};
+
+/// What a mark begins with; its length and its checksum follow, four bytes each.
+const MAGIC: &[u8; 16] = b"vhost-user-dm ov";
+const HEAD: usize = 24;
+/// Bytes of each place that is looked at: file systems have their superblocks there, that of btrfs included.
+const PLACE: u64 = 128 << 10;
+/// Places that are looked at, for segments and for partitions.
+const MOST_PLACES: usize = 96;
+
+/// A base as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Its sectors.
+    pub sectors: u64,
+    /// Byte ranges of it: first, length.
+    ranges: Vec<(u64, u64)>,
+    /// Digest of what is in them, hexadecimal.
+    sha256: String,
+}
+
+/// What the end of an overlay's file says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The base.
+    pub base: Base,
+    /// The overlay is being merged into it: the base is neither what it was nor what it will be, and only with the overlay
+    /// over it a whole disk.
+    #[serde(default)]
+    pub committing: bool,
+}
+
+impl Base {
+    /// What a disk is now.
+    pub fn look(disk: &Assembled) -> Base {
+        let size = disk.size();
+        let map = &disk.chain().map;
+        let mut starts = vec![0, size.saturating_sub(PLACE)];
+        let places = map.places().filter(|place| matches!(place.target, "linear" | "striped"));
+        starts.extend(places.take(MOST_PLACES).map(|place| place.start.saturating_mul(512)));
+        if let Ok(contents) = inspect::look(disk, size) {
+            let partitions = contents.partitions.iter().take(MOST_PLACES);
+            starts.extend(partitions.map(|partition| partition.start.saturating_mul(512)));
+        }
+        starts.retain(|start| *start < size);
+        starts.sort_unstable();
+        starts.dedup();
+        let mut ranges: Vec<(u64, u64)> = starts.iter().map(|start| (*start, PLACE.min(size - start))).collect();
+        // Segments that fail, and those that only a guest can read, tell nothing.
+        let mut buffer = Vec::new();
+        ranges.retain(|range| read(disk, *range, &mut buffer).is_ok());
+        let sha256 = digest(disk, &ranges).unwrap_or_default();
+        Base { sectors: size / 512, ranges, sha256 }
+    }
+
+    /// Why a disk cannot be this base, whatever it holds.
+    pub fn size_differs(&self, disk: &Assembled) -> Option<String> {
+        let sectors = disk.size() / 512;
+        let differs = sectors != self.sectors;
+        differs.then(|| format!("it was made over a disk of {} sectors, and this one has {sectors}", self.sectors))
+    }
+
+    /// Why a disk is not this base, or is no longer what it was.
+    pub fn differs(&self, disk: &Assembled) -> Option<String> {
+        if let Some(why) = self.size_differs(disk) {
+            return Some(why);
+        }
+        match digest(disk, &self.ranges) {
+            Ok(sum) if sum == self.sha256 => None,
+            Ok(_) => Some("it was made over another disk, or this one has been written to since".into()),
+            Err(error) => Some(format!("the disk that it was made over could be read where this one cannot: {error}")),
+        }
+    }
+}
+
+fn read(disk: &Assembled, (start, len): (u64, u64), buffer: &mut Vec<u8>) -> io::Result<()> {
+    let len = usize::try_from(len).ok().filter(|len| *len as u64 <= PLACE).ok_or(io::ErrorKind::InvalidData)?;
+    buffer.resize(len, 0);
+    disk.read(start, buffer)
+}
+
+fn digest(disk: &Assembled, ranges: &[(u64, u64)]) -> io::Result<String> {
+    let mut sum = Sha256::new();
+    let mut buffer = Vec::new();
+    for range in ranges {
+        read(disk, *range, &mut buffer)?;
+        sum.update(&buffer);
+    }
+    Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+impl Mark {
+    /// The mark of a file or device of `size` bytes, if it has one that is whole.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn read(file: &File, size: u64) -> io::Result<Option<Mark>> {
+        let Some(at) = size::trailer(size) else { return Ok(None) };
+        let mut bytes = vec![0; size::TRAILER as usize];
+        file.read_exact_at(&mut bytes, at)?;
+        Ok(Mark::parse(&bytes))
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Mark> {
+        let rest = bytes.strip_prefix(MAGIC)?;
+        let number = |from: usize| Some(u32::from_le_bytes(rest.get(from..from + 4)?.try_into().ok()?));
+        let text = bytes.get(HEAD..HEAD.checked_add(number(0)? as usize)?)?;
+        (crc32fast::hash(text) == number(4)?).then(|| serde_json::from_slice(text).ok())?
+    }
+
+    /// Writes it, durably. `None`: there is to be none.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(mark: Option<&Mark>, file: &File, size: u64) -> io::Result<()> {
+        let Some(at) = size::trailer(size) else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let mut bytes = vec![0; size::TRAILER as usize];
+        if let Some(mark) = mark {
+            let text = mark.text()?;
+            bytes[..MAGIC.len()].copy_from_slice(MAGIC);
+            bytes[16..20].copy_from_slice(&(text.len() as u32).to_le_bytes());
+            bytes[20..HEAD].copy_from_slice(&crc32fast::hash(&text).to_le_bytes());
+            bytes[HEAD..HEAD + text.len()].copy_from_slice(&text);
+        }
+        file.write_all_at(&bytes, at)?;
+        file.sync_all()
+    }
+
+    /// JSON that fits; of a long list of ranges the first.
+    fn text(&self) -> io::Result<Vec<u8>> {
+        let text = serde_json::to_vec(self)?;
+        if HEAD + text.len() > size::TRAILER as usize {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "what is to be said of the base is too long"));
+        }
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(ranges: usize) -> Mark {
+        let ranges = (0..ranges as u64).map(|n| (u64::MAX - n, PLACE)).collect();
+        Mark { base: Base { sectors: u64::MAX, ranges, sha256: "f".repeat(64) }, committing: true }
+    }
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written() {
+        let file = tempfile::tempfile().unwrap();
+        let size = 100 << 10;
+        file.set_len(size).unwrap();
+        assert_eq!(Mark::read(&file, size).unwrap(), None);
+        // As many places as are ever looked at.
+        let mark = mark(2 * MOST_PLACES + 2);
+        Mark::write(Some(&mark), &file, size).unwrap();
+        assert_eq!(Mark::read(&file, size).unwrap(), Some(mark));
+        assert_eq!(Mark::read(&file, size - 4096).unwrap(), None);
+        Mark::write(None, &file, size).unwrap();
+        assert_eq!(Mark::read(&file, size).unwrap(), None);
+    }
+
+    #[test]
+    fn a_damaged_mark_is_none() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size::TRAILER).unwrap();
+        Mark::write(Some(&mark(3)), &file, size::TRAILER).unwrap();
+        let mut bytes = vec![0; size::TRAILER as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(Mark::parse(&bytes).is_some());
+        let end = HEAD + mark(3).text().unwrap().len();
+        for at in 0..end {
+            let mut wrong = bytes.clone();
+            wrong[at] ^= 1;
+            assert_eq!(Mark::parse(&wrong), None, "byte {at}");
+        }
+        assert_eq!(Mark::parse(&bytes[..end - 1]), None);
+        assert_eq!(Mark::parse(&[]), None);
+        bytes[16..20].fill(0xff);
+        assert_eq!(Mark::parse(&bytes), None);
+    }
+}

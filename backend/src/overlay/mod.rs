@@ -1,0 +1,368 @@
+//! Overlays: what a guest writes goes to a file of its own, and the disk that it was given stays as it is.
+//!
+//! `--overlay` puts a `snapshot` target over the device that is served; the base becomes a device beside it, NAME-base, all of
+//! whose components are opened for reading alone. The overlay itself has the format of the kernel's persistent snapshots, so
+//! `dmsetup` can use it too. `commit` merges one into its base (by a `snapshot-merge` target, which has all of the
+//! logic), `discard` removes one.
+
+mod base;
+mod commit;
+mod kept;
+mod mark;
+mod size;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use dm_table::{DevRef, Device, Line, Persistence, Sectors, Snapshot, Source, Span, Table, TableFile, Target};
+
+pub use commit::{Commit, Discard, commit, discard};
+
+use crate::check::human;
+use crate::inspect::Assembled;
+use crate::mapper::Mapper;
+use crate::place::PlaceError;
+use base::Split;
+use kept::{Head, Kept};
+use mark::{Base, Mark};
+
+/// Where what a guest writes is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Overlay {
+    /// In a file without a name, as long as the process lives.
+    Temporary,
+    /// In this file or block device.
+    Kept(PathBuf),
+}
+
+impl FromStr for Overlay {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Overlay, String> {
+        match text {
+            "" => Err("a file, or tmp".into()),
+            "tmp" => Ok(Overlay::Temporary),
+            path => Ok(Overlay::Kept(path.into())),
+        }
+    }
+}
+
+/// Findings that `--force` takes for warnings where there is an overlay.
+pub const FORCED: [&str; 7] = ["mounted", "swap", "md", "lvm", "held", "loop", OTHER_BASE];
+/// The overlay was made over something else.
+const OTHER_BASE: &str = "other-base";
+
+/// Why there is no overlay.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    /// A system call.
+    #[error("{}: the overlay {what}: {source}", path.display())]
+    System {
+        /// The overlay.
+        path: PathBuf,
+        /// What did not work.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something else lies there.
+    #[error("{}: {why}", path.display())]
+    NotOne {
+        /// What was given.
+        path: PathBuf,
+        /// What it is.
+        why: &'static str,
+    },
+    /// The store says so itself.
+    #[error("{}: the overlay is marked invalid: it was full once, or could not be written, and what is in it is not whole", .0.display())]
+    Invalid(PathBuf),
+    /// The overlay, or the disk that it lies in, is a part of the base.
+    #[error("{}: the overlay and {component} of the base are the same, or one is a part of the other", path.display())]
+    Within {
+        /// The overlay.
+        path: PathBuf,
+        /// The base's component.
+        component: String,
+    },
+    /// The base may change under the overlay.
+    #[error("{component}: {what}, so it may change under the overlay, and then neither is worth anything")]
+    Changing {
+        /// The base's component.
+        component: String,
+        /// What uses it.
+        what: String,
+        /// What ends that.
+        release: String,
+        /// Name of the finding.
+        id: &'static str,
+    },
+    /// See `mark`.
+    #[error("{}: the overlay does not belong to this disk: {why}", path.display())]
+    OtherBase {
+        /// The overlay.
+        path: PathBuf,
+        /// How that is known.
+        why: String,
+    },
+    /// No name to find it by.
+    #[error(
+        "--overlay=tmp: what the guest writes lasts as long as this process, so there is nothing that {flag} could give to another one"
+    )]
+    Temporary {
+        /// The flag.
+        flag: &'static str,
+    },
+    /// A guest that comes brings what it has written.
+    #[error("{}: there is no such overlay; with --incoming it must be there: the one that the guest has written to so far", .0.display())]
+    NotThere(PathBuf),
+    /// The base cannot be read.
+    #[error("the base cannot be read: {0}")]
+    Unreadable(io::Error),
+    /// Which device.
+    #[error("{0}")]
+    Which(#[from] PlaceError),
+    /// Of an overlay that is to be discarded.
+    #[error("{}: the overlay is partly merged into its base: without the rest the base would be half old and half new", .0.display())]
+    HalfMerged(PathBuf),
+}
+
+impl OverlayError {
+    /// What would work.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            OverlayError::Invalid(path) => {
+                Some(format!("`vhost-user-dm discard {}` removes it, with what was written", path.display()))
+            }
+            OverlayError::Changing { release, id, .. } => {
+                let read_only = if *id == "mounted" { " or mount it read-only," } else { "" };
+                Some(format!("`{release}` first,{read_only} or take the risk with --force={id}"))
+            }
+            OverlayError::OtherBase { .. } => Some(format!(
+                "name the disk that it was made over, or another overlay; --force={OTHER_BASE} uses it all the same"
+            )),
+            OverlayError::Temporary { .. } => Some("name a file to keep it in: --overlay=COWFILE".into()),
+            OverlayError::HalfMerged(path) => {
+                Some(format!("finish it: `vhost-user-dm commit {}`; --force removes it all the same", path.display()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Of several lines, for the user.
+    pub fn told(&self) -> String {
+        let help = self.help().map(|help| format!("\n  = help: {help}")).unwrap_or_default();
+        format!("vhost-user-dm: {self}{help}")
+    }
+}
+
+/// What is to be served with an overlay.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// Where what is written goes.
+    pub overlay: &'a Overlay,
+    /// Which device of the table file.
+    pub device: Option<&'a str>,
+    /// Findings that only warn.
+    pub force: &'a [String],
+    /// The guest comes from elsewhere with its overlay.
+    pub incoming: bool,
+}
+
+/// An overlay that was put over a base. Dropped before [`Overlaid::served`] it goes, if it was made.
+#[derive(Debug, Default)]
+pub struct Overlaid {
+    // Its path leads to it as long as it is open.
+    _temporary: Option<File>,
+    made: Option<PathBuf>,
+}
+
+impl Overlaid {
+    /// It may have been written to.
+    pub fn served(&mut self) {
+        self.made = None;
+    }
+}
+
+impl Drop for Overlaid {
+    fn drop(&mut self) {
+        if let Some(path) = &self.made {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Makes the devices of a table file with an overlay over the one that is to be served. What is doubtful is returned.
+///
+/// # Errors
+/// Why not, for the user.
+pub fn start(
+    mapper: &Mapper,
+    (file, name): (&TableFile, &str),
+    wanted: &Wanted<'_>,
+) -> Result<(Overlaid, Vec<String>), String> {
+    let split = base::split(file, name, wanted.device, true).map_err(|error| OverlayError::from(error).told())?;
+    let at = match wanted.overlay {
+        Overlay::Temporary => None,
+        Overlay::Kept(path) => Some(path.as_path()),
+    };
+    let mut warnings = base::changing(&split, at, wanted.force).map_err(|error| error.told())?;
+    warnings.extend(mapper.start(&split.file, name).map_err(|diagnostic| diagnostic.to_string())?);
+    // What may change is said above.
+    warnings.retain(|warning| !warning.ends_with(", so it may change while it is served"));
+    let disk = base::assembled(mapper, &split).map_err(|error| error.told())?;
+    let logical_block = disk.chain().map.limits().logical_block;
+    let store = match at {
+        None => temporary(split.sectors, logical_block),
+        Some(path) => keep(path, &disk, wanted, &mut warnings),
+    };
+    let (store, overlaid) = store.map_err(|error| error.told())?;
+    drop(disk);
+    let top = over(&split, &store);
+    warnings.extend(mapper.start(&top, name).map_err(|diagnostic| diagnostic.to_string())?);
+    Ok((overlaid, warnings))
+}
+
+/// The store of an overlay, as a table names it.
+struct Store {
+    path: String,
+    chunk: u64,
+    persistence: Persistence,
+}
+
+fn temporary(sectors: u64, logical_block: u32) -> Result<(Store, Overlaid), OverlayError> {
+    // Where there is room: /tmp lies in memory on many machines.
+    let dir = std::env::var_os("TMPDIR").map(PathBuf::from);
+    let dir = dir.or_else(|| Some(PathBuf::from("/var/tmp")).filter(|dir| dir.is_dir())).unwrap_or("/tmp".into());
+    let wrong = |what| {
+        let path = dir.clone();
+        move |source| OverlayError::System { path, what, source }
+    };
+    let chunk = size::chunk(sectors, logical_block);
+    let file = tempfile::tempfile_in(&dir).map_err(wrong("cannot be made in this directory"))?;
+    file.set_len(size::file(sectors, chunk)).map_err(wrong("cannot have the size that it needs"))?;
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok((Store { path, chunk, persistence: Persistence::None }, Overlaid { _temporary: Some(file), made: None }))
+}
+
+/// Opens or makes what an overlay is kept in, and sees whether it belongs here.
+fn keep(
+    path: &Path,
+    disk: &Assembled,
+    wanted: &Wanted<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<(Store, Overlaid), OverlayError> {
+    let sectors = disk.size() / dm_table::SECTOR_SIZE;
+    let logical_block = disk.chain().map.limits().logical_block;
+    let mut overlaid = Overlaid::default();
+    let kept = match Kept::open(path, !wanted.incoming) {
+        Err(OverlayError::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            if wanted.incoming {
+                return Err(OverlayError::NotThere(path.to_owned()));
+            }
+            let made = Kept::create(path, sectors, logical_block, &Mark { base: Base::look(disk), committing: false })?;
+            log::info!("{}: a new overlay; it grows to {} at most", path.display(), human(made.size));
+            overlaid.made = Some(made.path.clone());
+            made
+        }
+        Err(error) => return Err(error),
+        Ok(mut kept) => {
+            belongs(&kept, disk, wanted.force, warnings)?;
+            let renews = kept.head == Head::New && kept.mark.is_none() && !wanted.incoming;
+            let chunk = kept.chunk(sectors, logical_block);
+            let size = kept.size.max(size::file(sectors, chunk));
+            if renews && (!kept.is_block() || kept.has_room_for_mark(sectors, chunk)) {
+                let mark = Mark { base: Base::look(disk), committing: false };
+                let wrong = |source| OverlayError::System { path: path.to_owned(), what: "cannot be marked", source };
+                kept.renew(size, Some(&mark)).map_err(wrong)?;
+            }
+            kept
+        }
+    };
+    let chunk = kept.chunk(sectors, logical_block);
+    if kept.may_overflow(sectors, chunk) {
+        warnings.push(format!(
+            "{}: the overlay has {}, and all that a guest may write needs {}; if it gets full it is lost",
+            path.display(),
+            human(kept.size),
+            human(size::store(sectors, chunk))
+        ));
+    }
+    let path = kept.path.to_str().map(str::to_owned).ok_or_else(|| OverlayError::NotOne {
+        path: path.to_owned(),
+        why: "is no UTF-8, and a table cannot name it",
+    })?;
+    Ok((Store { path, chunk, persistence: Persistence::Persistent }, overlaid))
+}
+
+/// Whether an overlay was made over this disk, as far as that can be known.
+fn belongs(kept: &Kept, disk: &Assembled, force: &[String], warnings: &mut Vec<String>) -> Result<(), OverlayError> {
+    if let Head::Store { valid: false, .. } = kept.head {
+        return Err(OverlayError::Invalid(kept.path.clone()));
+    }
+    let why = match (&kept.mark, kept.head) {
+        (None, Head::New) => None,
+        (None, Head::Store { .. }) => {
+            warnings.push(format!("{}: the overlay does not say which disk it was made over", kept.path.display()));
+            None
+        }
+        // The base changes while it is merged into.
+        (Some(mark), _) if mark.committing => mark.base.size_differs(disk),
+        (Some(mark), _) => mark.base.differs(disk),
+    };
+    match why {
+        None => Ok(()),
+        Some(why) if force.iter().any(|id| id == OTHER_BASE) => {
+            warnings.push(format!("{}: {why}", kept.path.display()));
+            Ok(())
+        }
+        Some(why) => Err(OverlayError::OtherBase { path: kept.path.clone(), why }),
+    }
+}
+
+/// The table of the device over its base.
+fn over(split: &Split, store: &Store) -> TableFile {
+    one_line(split, store, "snapshot", Target::Snapshot)
+}
+
+fn one_line(split: &Split, store: &Store, what: &str, target: impl FnOnce(Snapshot) -> Target) -> TableFile {
+    let mut text = format!("0 {} {what} ", split.sectors);
+    let mut word = |word: &str| {
+        let start = text.len();
+        text.push_str(word);
+        let span = Span { start, end: text.len() };
+        text.push(' ');
+        span
+    };
+    let origin = format!("/dev/mapper/{}", split.base_name);
+    let origin = DevRef { span: word(&origin), text: origin };
+    let cow = DevRef { span: word(&store.path), text: store.path.clone() };
+    let persistence_span = word(&store.persistence.to_string());
+    let chunk_span = word(&store.chunk.to_string());
+    let span = Span { start: 0, end: text.trim_end().len() };
+    let snapshot = Snapshot {
+        origin,
+        cow,
+        persistence: store.persistence,
+        persistence_span,
+        chunk: Sectors::new(store.chunk),
+        chunk_span,
+        discard_zeroes_cow: false,
+        discard_passdown_origin: false,
+    };
+    let line = Line {
+        start: Sectors::ZERO,
+        len: Sectors::new(split.sectors),
+        target: target(snapshot),
+        span,
+        start_span: span,
+        len_span: span,
+        type_span: span,
+    };
+    let (name_span, table) = (Span { start: 0, end: 0 }, Table { lines: vec![line] });
+    let device = Device { name_span, table, read_only: false, ..split.top.clone() };
+    TableFile { source: Arc::new(Source::new("--overlay", text.trim_end())), devices: vec![device] }
+}
