@@ -67,7 +67,8 @@ pub(super) fn build(
         let areas = look_up(source, line, resolve)?;
         resolved.push(Resolved { line, areas });
     }
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<Diagnostic> =
+        resolved.iter().filter_map(|line| stateful::remark(source, line.line, &line.areas)).collect();
     let stacked = limits::calculate(source, &resolved, &mut warnings)?;
     let mut flat = Flat { previous, ..Flat::default() };
     for line in &resolved {
@@ -99,7 +100,10 @@ pub(super) fn build(
 
 /// Whether there is something that serves targets of this type; the table language knows more.
 pub(crate) fn served(type_name: &str) -> bool {
-    matches!(type_name, "linear" | "striped" | "zero" | "error" | "delay" | "flakey" | "dust")
+    matches!(
+        type_name,
+        "linear" | "striped" | "zero" | "error" | "delay" | "flakey" | "dust" | "unstriped" | "switch" | "ebs"
+    )
 }
 
 fn unknown_type(source: &Source, line: &Line) -> Diagnostic {
@@ -149,12 +153,15 @@ fn look_up<'t>(source: &Source, line: &'t Line, resolve: Resolve<'_>) -> Result<
         Target::Zero => Ok(Vec::new()),
         other => {
             let positions = stateful::positions(other).into_iter().enumerate();
+            let len = stateful::reach(other, line.len).get();
             let area = |(n, at): (usize, stateful::Position<'t>)| {
                 let failed = |error: LookupError| because(source, at.dev, other.lookup_failed(n, error.errno), error);
                 let lower = resolve(at.dev).map_err(failed)?;
-                Ok(Area { dev: at.dev, start: at.start.get(), start_span: at.start_span, len: line.len.get(), lower })
+                Ok(Area { dev: at.dev, start: at.start.get(), start_span: at.start_span, len, lower })
             };
-            positions.map(area).collect()
+            let areas: Vec<Area<'t>> = positions.map(area).collect::<Result<_, _>>()?;
+            stateful::check(source, line, &areas)?;
+            Ok(areas)
         }
     }
 }
@@ -221,6 +228,7 @@ impl Flat<'_> {
             // One stripe deals its chunks out in order: nothing is striped about it.
             (Target::Linear(_) | Target::Striped(_), [area]) => self.add_linear(source, line, area),
             (Target::Linear(_), _) => self.push(source, line, Segment::Error, line.len.get()),
+            (Target::Unstriped(unstriped), [area]) => self.add_unstriped(source, line, unstriped, area),
             (target, areas) if stateful::is_one(target) => self.add_stateful(source, line, areas),
             (Target::Striped(striped), areas) => {
                 let mut legs = Vec::with_capacity(areas.len());
@@ -250,6 +258,11 @@ impl Flat<'_> {
                             let clipped = striped.clipped(into);
                             Segment::Striped(Box::new(if first > 0 { clipped.renumbered(first) } else { clipped }))
                         }
+                        Segment::Unstriped(unstriped) => {
+                            self.depth = self.depth.max(map.depth);
+                            let clipped = unstriped.clipped(into);
+                            Segment::Unstriped(Box::new(if first > 0 { clipped.renumbered(first) } else { clipped }))
+                        }
                         Segment::Zero => Segment::Zero,
                         Segment::Error => Segment::Error,
                         Segment::Target { target, skip } => {
@@ -270,10 +283,37 @@ impl Flat<'_> {
             Some(target) => target.again(legs),
             None => stateful::make(source, line, areas, legs)?,
         };
+        let number = self.own_target(line, target);
+        self.push(source, line, Segment::Target { target: number, skip: 0 }, line.len.get())
+    }
+
+    /// The number of a line's target.
+    fn own_target(&mut self, line: &Line, target: Stateful) -> u32 {
         let number = self.targets.len() as u32;
         self.targets.push(Arc::new(target));
         self.own.push((line.start.get(), number));
-        self.push(source, line, Segment::Target { target: number, skip: 0 }, line.len.get())
+        number
+    }
+
+    fn add_unstriped(
+        &mut self,
+        source: &Source,
+        line: &Line,
+        unstriped: &dm_table::Unstriped,
+        area: &Area<'_>,
+    ) -> Result<(), Diagnostic> {
+        let (before, (chunk, row)) = stateful::unstriped(unstriped);
+        let (start, len) = (area.start + before, area.len - before);
+        let stripe = Area { dev: area.dev, start, start_span: area.start_span, len, lower: area.lower.clone() };
+        // The only stripe is the whole, or what is left of it.
+        if chunk == row {
+            return self.add_linear(source, line, &stripe);
+        }
+        let target = stateful::make(source, line, std::slice::from_ref(&stripe), vec![own_leg(&stripe)])?;
+        let leg = self.leg(source, &stripe)?;
+        let number = self.own_target(line, target);
+        let segment = super::Unstriped::new(leg, (chunk, row), number);
+        self.push(source, line, Segment::Unstriped(Box::new(segment)), line.len.get())
     }
 
     fn leg(&mut self, source: &Source, area: &Area<'_>) -> Result<Leg, Diagnostic> {
@@ -357,7 +397,8 @@ fn flush_set(segments: &[Segment]) -> Box<[DevIx]> {
                     }
                 }
             }
-            Segment::Striped(_) | Segment::Zero | Segment::Error | Segment::Target { .. } => {}
+            // Targets flush what they lie on.
+            Segment::Striped(_) | Segment::Unstriped(_) | Segment::Zero | Segment::Error | Segment::Target { .. } => {}
         }
     }
     reached.into_iter().collect()

@@ -4,7 +4,7 @@
 //! virtio-blk guest can see the result. Left out: zoned devices, secure erase, the alignment of discards, and
 //! limits on a request's size, which the engine takes care of.
 
-use dm_table::{Diagnostic, SECTOR_SIZE, Source, Span, Target};
+use dm_table::{Diagnostic, SECTOR_SIZE, Sectors, Source, Span, Target};
 
 use super::build::{Area, Resolved};
 use crate::device;
@@ -171,6 +171,23 @@ impl Stacked {
                 let row = chunk.checked_mul(stripes).map(u32::try_from);
                 self.io_opt = row.and_then(Result::ok).unwrap_or(0);
             }
+            Target::Ebs(ebs) => {
+                let in_bytes = |blocks: Sectors| u32::try_from(blocks.bytes()).unwrap_or(u32::MAX);
+                self.physical_block = in_bytes(super::stateful::underlying(ebs, self.logical_block));
+                self.logical_block = in_bytes(ebs.emulated);
+                self.alignment_offset = self.physical_block;
+                self.io_min = self.logical_block;
+                let whole = |discard: StackedDiscard| {
+                    let granularity = discard.granularity.max(self.physical_block);
+                    StackedDiscard { granularity, ..discard }
+                };
+                self.discard = self.discard.map(whole);
+            }
+            // The kernel's takes no discards.
+            Target::Unstriped(unstriped) => {
+                self.chunk = unstriped.chunk.get();
+                self.discard = None;
+            }
             // A device named by an error line counts for block sizes only: no data ever reaches it.
             Target::Zero | Target::Error(_) => {
                 self.discard = Some(StackedDiscard { granularity: SECTOR_SIZE as u32, max_sectors: NO_DEVICE_DISCARD });
@@ -203,9 +220,12 @@ pub(super) fn calculate(
             }
         }
         blocks.push(target.logical_block);
+        // A target that shows smaller blocks than its device has (ebs) would have to write beyond a line that ends inside of
+        // one. The kernel's does.
+        let devices = target.logical_block;
         target.hint(&line.target);
         for area in &resolved.areas {
-            check_area(source, resolved, area, target.logical_block)?;
+            check_area(source, resolved, area, target.logical_block.max(devices))?;
         }
         if !whole.stack(&target, 0) {
             misaligned += 1;

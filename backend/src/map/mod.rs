@@ -25,6 +25,7 @@ mod stateful;
 mod stripe;
 #[cfg(test)]
 mod tests;
+mod unstripe;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -38,9 +39,10 @@ use index::Index;
 pub use limits::{Stacked, StackedDiscard};
 pub use overlap::{Shared, shared};
 pub use place::Place;
-pub use stateful::{Position, positions};
+pub use stateful::{Position, positions, reach};
 use stripe::Striped;
 pub use stripe::{Key, Leg};
+use unstripe::Unstriped;
 
 use crate::targets::Stateful;
 
@@ -131,6 +133,7 @@ enum Segment {
         start: u64,
     },
     Striped(Box<Striped>),
+    Unstriped(Box<Unstriped>),
     Zero,
     Error,
     /// The segment begins `skip` sectors into the target's line.
@@ -272,6 +275,7 @@ impl Map {
             match segment {
                 Segment::Target { target, .. } => *target += first,
                 Segment::Striped(striped) => **striped = striped.renumbered(first),
+                Segment::Unstriped(unstriped) => **unstriped = unstriped.renumbered(first),
                 Segment::Linear { .. } | Segment::Zero | Segment::Error => {}
             }
         }

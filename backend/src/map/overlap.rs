@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dm_table::{Diagnostic, Source, Target};
+use dm_table::{Diagnostic, Sectors, Source, Target, Unstriped};
 
-use super::build::Resolved;
+use super::build::{Area, Resolved};
 use super::stripe::Leg;
 use super::{DevIx, Lower, Map, Segment};
 
 /// Device ranges looked at before the search ends without a word. Stripes over stripes over one lower map
 /// multiply without bound, and this only ever warns.
 const MOST_RANGES: usize = 1 << 20;
+
+/// Chunks of one unstriped line that are looked at; of a line with more, none.
+const MOST_CHUNKS: u64 = 1 << 16;
 
 /// Warnings given one by one; the rest is a number.
 const MOST_WARNINGS: usize = 8;
@@ -97,6 +100,12 @@ fn reached(lines: &[Resolved<'_>]) -> Vec<Reach> {
                 reach.push(Reach { dev, start, end, origin });
                 reach.len() < MOST_RANGES
             };
+            if let Target::Unstriped(unstriped) = &resolved.line.target {
+                if !of_stripe(unstriped, resolved.line.len.get(), area, &mut add) {
+                    return reach;
+                }
+                continue;
+            }
             let go_on = match &area.lower {
                 Lower::Device { ix, .. } => add(*ix, area.start, area.len),
                 Lower::Map(map) => device_ranges(map, area.start, area.len, &mut add),
@@ -109,6 +118,20 @@ fn reached(lines: &[Resolved<'_>]) -> Vec<Reach> {
     reach
 }
 
+/// The chunks of one stripe.
+fn of_stripe(unstriped: &Unstriped, len: u64, area: &Area<'_>, add: &mut dyn FnMut(DevIx, u64, u64) -> bool) -> bool {
+    let chunk = unstriped.chunk.get();
+    if len / chunk > MOST_CHUNKS {
+        return true;
+    }
+    let chunks = (0..len / chunk).filter_map(|n| unstriped.sector(Sectors::new(n * chunk)));
+    let mut chunks = chunks.map(Sectors::get);
+    match &area.lower {
+        Lower::Device { ix, .. } => chunks.all(|at| add(*ix, at, chunk)),
+        Lower::Map(map) => chunks.all(|at| device_ranges(map, at, chunk, add)),
+    }
+}
+
 /// Gives every device range below `len` sectors of `map` at `at` to `add`, until it says to stop.
 ///
 /// A walk of discard ranges would cut at every chunk of a lower striped map; this takes a stripe's part whole.
@@ -117,6 +140,11 @@ fn device_ranges(map: &Map, at: u64, len: u64, add: &mut dyn FnMut(DevIx, u64, u
         // What lies under a stateful target is its own affair.
         Segment::Zero | Segment::Error | Segment::Target { .. } => true,
         Segment::Linear { dev, start } => add(*dev, start + into, take),
+        Segment::Unstriped(unstriped) if take / unstriped.chunk > MOST_CHUNKS => true,
+        Segment::Unstriped(unstriped) => unstriped.chunks(into, take).all(|(into, take)| match &unstriped.leg {
+            Leg::Device { dev, start } => add(*dev, start + into, take),
+            Leg::Map { map, start } => device_ranges(map, start + into, take, add),
+        }),
         Segment::Striped(striped) => {
             let from = striped.place(striped.skip + into);
             let to = striped.place(striped.skip + into + take);

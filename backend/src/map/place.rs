@@ -42,6 +42,14 @@ impl Place<'_> {
                 }
                 text
             }
+            Segment::Unstriped(unstriped) => {
+                let (chunk, row) = (unstriped.chunk, unstriped.row);
+                let from = match &unstriped.leg {
+                    Leg::Device { dev, start } => format!("{} {start}", name(dev)),
+                    Leg::Map { start, .. } => format!("a device of this process {start}"),
+                };
+                format!("{chunk} of every {row} sectors, {from}")
+            }
             Segment::Zero | Segment::Error | Segment::Target { .. } => String::new(),
         }
     }
@@ -56,6 +64,7 @@ impl Map {
             target: match segment {
                 Segment::Linear { .. } => "linear",
                 Segment::Striped(_) => "striped",
+                Segment::Unstriped(_) => "unstriped",
                 Segment::Zero => "zero",
                 Segment::Error => "error",
                 Segment::Target { .. } => "stateful",

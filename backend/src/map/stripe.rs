@@ -179,7 +179,7 @@ impl Striped {
 }
 
 #[inline]
-fn divide(n: u64, by: u64, shift: Option<u32>) -> (u64, u64) {
+pub(super) fn divide(n: u64, by: u64, shift: Option<u32>) -> (u64, u64) {
     match shift {
         Some(shift) => (n >> shift, n & (by - 1)),
         None => (n / by, n % by),

@@ -447,3 +447,46 @@ error: a too small for target: start=400000, len=2000000, dev_size=1000000
    = help: a has 1000000 sectors (512000000 bytes): make the line shorter or the device larger"
     );
 }
+
+#[test]
+fn an_unstriped_line_gives_one_stripe_back() {
+    let mut world = World::new();
+    let map = world.map("0 16 unstriped 3 8 1 a 100");
+    // Chunks of 8 sectors begin at 108 and 132.
+    assert_eq!(pieces(&map, 0, 16), [("a", 108, 0, 8), ("a", 132, 8, 8)]);
+    assert_eq!(pieces(&map, 5, 4), [("a", 113, 0, 3), ("a", 132, 3, 1)]);
+    assert!(map.limits().discard.is_none());
+    let whole = World::new().map("0 64 unstriped 1 8 7 a 0");
+    assert_eq!(pieces(&whole, 0, 64), [("a", 56, 0, 64)]);
+    assert!(whole.targets().is_empty(), "the only stripe is linear");
+    world.stack("u", "0 16 unstriped 3 8 1 a 100");
+    let above = world.map("0 10 linear /dev/mapper/u 4");
+    assert_eq!(pieces(&above, 0, 10), [("a", 112, 0, 4), ("a", 132, 4, 6)]);
+    // Both stripes in turn are the range again.
+    world.stack("v", "0 16 unstriped 2 8 0 b 0");
+    world.stack("w", "0 16 unstriped 2 8 1 b 0");
+    let again = world.map("0 32 striped 2 8 /dev/mapper/v 0 /dev/mapper/w 0");
+    assert_eq!(pieces(&again, 6, 12), [("b", 6, 0, 2), ("b", 8, 2, 8), ("b", 16, 10, 2)]);
+}
+
+#[test]
+fn an_unstriped_line_ends_where_its_last_chunk_does() {
+    let world = World::new();
+    assert!(world.build("0 499984 unstriped 2 8 1 a 16").is_ok());
+    let refusal = world.refusal("0 500000 unstriped 2 8 1 a 16");
+    assert_eq!(refusal.reason(), "a too small for target: start=16, len=1000000, dev_size=1000000");
+    let refusal = world.refusal("0 8 unstriped 4294967295 8 1 nope 18446744073709551608");
+    assert_eq!(refusal.reason(), "unstriped: Couldn't get striped device (-EINVAL)");
+    let refusal = world.refusal("0 16 unstriped 4294967295 8 1 a 18446744073709551600");
+    assert!(refusal.reason().starts_with("a too small for target: start=18446744073709551600, len="), "{refusal}");
+}
+
+#[test]
+fn stripes_of_one_device_lie_beside_each_other() {
+    let world = World::new();
+    assert!(world.warnings("0 64 unstriped 2 8 0 a 0\n64 64 unstriped 2 8 1 a 0").is_empty());
+    assert_eq!(
+        world.warnings("0 64 unstriped 2 8 0 a 0\n64 64 unstriped 2 8 1 a 104")[0],
+        "sectors 112..120 of a are reachable through lines 1 and 2"
+    );
+}

@@ -71,6 +71,11 @@ impl Map {
                     skip += take;
                     continue;
                 }
+                Segment::Unstriped(unstriped) => {
+                    unstriped.walk(into, take, skip, number, f);
+                    skip += take;
+                    continue;
+                }
             };
             f(Piece { step, skip: Sectors::new(skip), len: Sectors::new(take), segment: number });
             skip += take;
@@ -90,6 +95,10 @@ impl Map {
                 Segment::Error => f(Step::Error, Sectors::new(take), number),
                 Segment::Target { target, skip } => {
                     f(Step::Target { target: *target, at: Sectors::new(skip + into) }, Sectors::new(take), number);
+                }
+                Segment::Unstriped(unstriped) => {
+                    let (target, at) = (unstriped.target, Sectors::new(unstriped.skip + into));
+                    f(Step::Target { target, at }, Sectors::new(take), number);
                 }
                 Segment::Striped(striped) => {
                     walk_striped_ranges(striped, striped.skip + into, take, number, f);

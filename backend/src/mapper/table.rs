@@ -171,7 +171,8 @@ impl Table {
             }
             other => {
                 let on = crate::map::positions(other).into_iter().filter(|position| position.dev.text == dev.text);
-                on.map(|position| position.start.get() + line.len.get()).collect()
+                let reach = crate::map::reach(other, line.len).get();
+                on.map(|position| position.start.get().saturating_add(reach)).collect()
             }
         });
         Sectors::new(ends.max().unwrap_or(0))

@@ -7,16 +7,23 @@ mod buffers;
 pub mod cx;
 mod delay;
 mod dust;
+mod ebs;
 mod flakey;
+mod ranges;
 mod shared;
 pub mod snapshot;
+mod switch;
+mod unstriped;
 
 pub use buffers::{LONGEST, Lease};
 pub use cx::Cx;
 pub use delay::{Class, Delay};
 pub use dust::Dust;
+pub use ebs::Ebs;
 pub use flakey::{Corrupt, Features, Flakey};
 pub use shared::Shared;
+pub use switch::Switch;
+pub use unstriped::Unstriped;
 
 use std::sync::Arc;
 
@@ -135,6 +142,12 @@ stateful! {
     Flakey,
     /// Has bad blocks.
     Dust,
+    /// One stripe of several.
+    Unstriped,
+    /// Regions on one of several paths each.
+    Switch,
+    /// Large blocks as small ones.
+    Ebs,
 }
 
 /// What targets have in common; [`Stateful`] has the same methods.
