@@ -91,6 +91,8 @@ pub enum Command {
     Commit(overlay::Commit),
     /// Remove an overlay, and what was written to it
     Discard(overlay::Discard),
+    /// Bring an image to any point of a log that log-writes has made, and check it there; or tell what is in the log
+    Replay(crate::log_writes::command::Replay),
     /// Make one disk with a partition table out of partitions and files, as a table to serve
     Assemble(Box<crate::assemble::Assemble>),
     /// Change or show the devices of a running process, with dmsetup's verbs; see `dmsetup --help`

@@ -24,6 +24,7 @@ pub mod hold;
 pub mod inflight;
 pub mod inspect;
 pub mod limit;
+pub mod log_writes;
 pub mod lvm;
 pub mod map;
 pub mod mapper;

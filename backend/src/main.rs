@@ -15,6 +15,7 @@ use vhost_user_dm::daemon::{self, Signals};
 use vhost_user_dm::device::{self, Patience, Registry};
 use vhost_user_dm::disk;
 use vhost_user_dm::inspect::{self, Judging, commands};
+use vhost_user_dm::log_writes;
 use vhost_user_dm::mapper::state::StateDir;
 use vhost_user_dm::mapper::{Mapper, Settings};
 use vhost_user_dm::overlay::{self, Overlaid, Overlay, OverlayError, Wanted};
@@ -59,6 +60,10 @@ fn main() -> ExitCode {
         Some(Command::Discard(args)) => {
             init_log(&args.log);
             overlay::discard(args, patience())
+        }
+        Some(Command::Replay(args)) => {
+            init_log(&args.log);
+            log_writes::command::replay(args)
         }
         Some(Command::Assemble(args)) => {
             let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();

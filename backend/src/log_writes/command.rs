@@ -1,0 +1,272 @@
+//! The command `replay`.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use clap::Args as ClapArgs;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::image::Opened;
+use super::{At, Flags, Log, Points, Replay as What, ReplayError, Until};
+use crate::args;
+use crate::device::{Cache, Component, Kind, Options, Registry};
+use crate::inspect::commands::say;
+
+/// Command line of `replay`.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Replay {
+    /// File or block device with the log of a log-writes target, ours or the kernel's. Alone: what is in it, in a line
+    #[arg(value_name = "LOG")]
+    pub source: PathBuf,
+
+    /// File or block device to write to: the disk as it was before the log began. Nothing is written behind its end
+    #[arg(long, value_name = "IMAGE")]
+    pub to: Option<PathBuf>,
+
+    /// Last entry that is replayed: mark:NAME, flush:N (from 1) or entry:N (from 0) (default: the last one)
+    #[arg(long, value_name = "POINT")]
+    pub until: Option<Until>,
+
+    /// IMAGE is as an earlier replay left it that ended there: go on behind that point
+    #[arg(long, value_name = "POINT")]
+    pub from: Option<Until>,
+
+    /// Leave what was discarded as it is, and not as zeroes
+    #[arg(long, requires = "to")]
+    pub no_discard: bool,
+
+    /// Shell command to run behind every flush; the replay stops where it fails. It finds in its environment $IMAGE (the
+    /// file), $ENTRY, $FLUSH (their numbers) and $MARK (the last mark's name)
+    #[arg(long, value_name = "CMD", requires = "to")]
+    pub each_flush: Option<String>,
+
+    /// The same behind every write that was durable at its end
+    #[arg(long, value_name = "CMD", requires = "to")]
+    pub each_fua: Option<String>,
+
+    /// For commands that change what they look at: each gets a new copy of IMAGE in this file, which must not exist. It is
+    /// removed, unless the command failed
+    #[arg(long, value_name = "FILE", requires = "to")]
+    pub scratch: Option<PathBuf>,
+
+    /// Print the entries, as replay-log -v does: number@block of its data: sector, size, flags
+    #[arg(long)]
+    pub list: bool,
+
+    /// As when serving.
+    #[command(flatten)]
+    pub log: args::Log,
+}
+
+/// Replays a log, or tells what is in it.
+///
+/// # Errors
+/// Why not, for the user.
+pub fn replay(args: &Replay) -> Result<(), String> {
+    let mut registry = Registry::new();
+    let source = opened(&mut registry, &args.source, true)?;
+    let file = source.file();
+    let at_log = |error: &dyn std::fmt::Display| format!("vhost-user-dm: {}: {error}", args.source.display());
+    let log = Log::new(&*file, size(&source)).map_err(|error| at_log(&error))?;
+    let what = What { from: args.from.clone(), until: args.until.clone(), no_discard: args.no_discard };
+    let Some(path) = &args.to else {
+        let listed = if args.list { list(&what, &log) } else { summary(&log) };
+        return listed.map_err(|error| at_log(&error)).and_then(|text| say(&text));
+    };
+    let image = opened(&mut registry, path, false)?;
+    if image.identity == source.identity {
+        return Err(format!("vhost-user-dm: {}: it is the log itself", path.display()));
+    }
+    let done = Run { args, what: &what, log: &log, path }.run(&image);
+    let points = done.map_err(|error| {
+        let help = match &error {
+            ReplayError::Beyond { end, .. } if image.kind == Kind::File => {
+                format!("\n  = help: IMAGE is to be a copy of the disk as it was before; truncate -s {end} makes this one larger")
+            }
+            _ => String::new(),
+        };
+        at_log(&error) + &help
+    })?;
+    let behind = if points.mark.is_empty() { String::new() } else { format!(", the last mark {}", points.mark) };
+    log::info!(
+        "{}: replayed to entry {} of the log, {} flushes{behind}",
+        path.display(),
+        last(&points),
+        points.flushes
+    );
+    Ok(())
+}
+
+fn last(points: &Points) -> String {
+    points.entries.checked_sub(1).map_or("none".into(), |last| last.to_string())
+}
+
+fn opened(registry: &mut Registry, path: &Path, read_only: bool) -> Result<Arc<Component>, String> {
+    let text = path.to_str().ok_or_else(|| format!("vhost-user-dm: {}: the path is not UTF-8", path.display()))?;
+    let options = Options { read_only, cache: Cache::Buffered, incoming: false };
+    let component = registry.open(text, None, &options).map_err(|error| {
+        let help = error.help().map(|help| format!("\n  = help: {help}")).unwrap_or_default();
+        format!("vhost-user-dm: {error}{help}")
+    })?;
+    component.warnings.iter().for_each(|warning| log::warn!("{}: {warning}", path.display()));
+    Ok(component)
+}
+
+/// Bytes of it: of a file, also those behind its last whole sector.
+fn size(component: &Component) -> u64 {
+    match component.kind {
+        Kind::File => component.file().metadata().map_or(component.size.bytes(), |data| data.len()),
+        Kind::Block { .. } => component.size.bytes(),
+    }
+}
+
+fn summary(log: &Log<'_>) -> Result<String, ReplayError> {
+    let mut points = Points::default();
+    let mut marks = String::new();
+    for entry in log.entries() {
+        let entry = entry?;
+        points.pass(log, &entry)?;
+        if entry.header.flags.has(Flags::MARK) {
+            // Writing to a String cannot fail.
+            let _ = writeln!(marks, "mark {} at entry {}", points.mark, entry.number);
+        }
+    }
+    let (block, entries, flushes) = (log.head.block, log.head.entries, points.flushes);
+    Ok(format!("Log version=1, sectorsize={block}, entries={entries}\n{flushes} flushes\n{marks}"))
+}
+
+fn list(what: &What, log: &Log<'_>) -> Result<String, ReplayError> {
+    let plan = what.plan(log, u64::MAX)?;
+    let mut points = Points::default();
+    let mut text = String::new();
+    for entry in log.entries() {
+        if points.entries >= plan.skip.saturating_add(plan.entries) {
+            break;
+        }
+        let entry = entry?;
+        points.pass(log, &entry)?;
+        if points.entries <= plan.skip {
+            continue;
+        }
+        let (place, flags) = (entry.data() / u64::from(log.head.block), entry.header.flags);
+        let size = entry.range().1;
+        let mark = if flags.has(Flags::MARK) { format!(" {}", points.mark) } else { String::new() };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{}@{place}: sector {}, size {size}, flags {flags}{mark}",
+            entry.number, entry.header.sector
+        );
+        if text.len() > 1 << 16 {
+            say(&text).map_err(ReplayError::Stopped)?;
+            text.clear();
+        }
+    }
+    Ok(text)
+}
+
+struct Run<'a> {
+    args: &'a Replay,
+    what: &'a What,
+    log: &'a Log<'a>,
+    path: &'a Path,
+}
+
+impl Run<'_> {
+    fn run(&self, image: &Component) -> Result<Points, ReplayError> {
+        let file = image.file();
+        let mut to = Opened { file: &file, size: size(image) };
+        let plan = self.what.plan(self.log, to.size)?;
+        if self.args.list {
+            say(&list(self.what, self.log)?).map_err(ReplayError::Stopped)?;
+        }
+        let bar = ProgressBar::new(plan.entries);
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} entries {msg} {eta}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let points = self.what.run(self.log, &plan, &mut to, &mut |to, entry, points| {
+            bar.inc(1);
+            let flags = entry.header.flags;
+            for (command, at) in [(&self.args.each_flush, Flags::FLUSH), (&self.args.each_fua, Flags::FUA)] {
+                let Some(command) = command.as_deref().filter(|_| flags.has(at)) else { continue };
+                bar.set_message(format!("flush {}", points.flushes));
+                to.sync().map_err(|source| ReplayError::Image { entry: entry.number, at: 0, source })?;
+                bar.suspend(|| self.check(command, &file, entry, points)).map_err(ReplayError::Stopped)?;
+            }
+            Ok(())
+        });
+        bar.finish_and_clear();
+        let synced = file.sync_all();
+        let points = points?;
+        synced.map_err(|source| ReplayError::Image { entry: points.entries.saturating_sub(1), at: 0, source })?;
+        Ok(points)
+    }
+
+    /// Runs a command at a point, and tells how it ended where it failed.
+    fn check(&self, command: &str, image: &File, entry: &At, points: &Points) -> Result<(), String> {
+        let place = format!("entry {} (flush {}, mark {:?})", entry.number, points.flushes, points.mark);
+        let looked_at = match &self.args.scratch {
+            Some(scratch) => copy(image, scratch).map(|()| scratch.as_path()),
+            None => Ok(self.path),
+        };
+        let looked_at =
+            looked_at.map_err(|error| format!("{place}: the image cannot be copied for {command:?}: {error}"))?;
+        let status = Command::new("sh")
+            .args(["-c", command])
+            .env("IMAGE", looked_at)
+            .env("ENTRY", entry.number.to_string())
+            .env("FLUSH", points.flushes.to_string())
+            .env("MARK", OsStr::new(&points.mark))
+            .status()
+            .map_err(|error| format!("{place}: {command:?} cannot be run: {error}"))?;
+        if !status.success() {
+            let left = looked_at.display();
+            return Err(format!("{place}: {command:?} failed ({status}); what it looked at is {left}"));
+        }
+        if let Some(scratch) = &self.args.scratch {
+            fs::remove_file(scratch).map_err(|error| format!("{}: cannot be removed: {error}", scratch.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// A copy that shares the original's blocks where the file system can.
+fn copy(image: &File, scratch: &Path) -> io::Result<()> {
+    use rustix::fs::SeekFrom;
+    let made = OpenOptions::new().write(true).create_new(true).open(scratch)?;
+    if rustix::fs::ioctl_ficlone(&made, image).is_ok() {
+        return Ok(());
+    }
+    let size = rustix::fs::seek(image, SeekFrom::End(0))?;
+    made.set_len(size)?;
+    let mut at = 0;
+    while at < size {
+        let data = match rustix::fs::seek(image, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(rustix::io::Errno::NXIO) => break,
+            // What cannot tell is all data.
+            Err(_) => at,
+        };
+        let end = rustix::fs::seek(image, SeekFrom::Hole(data)).unwrap_or(size).min(size);
+        copy_range(image, &made, data, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn copy_range(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut window = vec![0; 1 << 20];
+    while at < end {
+        let part = (end - at).min(window.len() as u64) as usize;
+        let bytes = window.get_mut(..part).unwrap_or_default();
+        from.read_exact_at(bytes, at)?;
+        to.write_all_at(bytes, at)?;
+        at += part as u64;
+    }
+    Ok(())
+}
