@@ -166,13 +166,14 @@ impl OpenError {
                 Some("name an image file or a block device; a directory cannot be a component".into())
             }
             Self::NotStorage { .. } => None,
-            Self::Denied { readable: true, .. } => {
-                Some("--read-only serves it without writing; or give this user write permission".into())
-            }
+            Self::Denied { readable: true, .. } => Some(
+                "--read-only or --overlay=tmp serves it without writing to it; or give this user write permission"
+                    .into(),
+            ),
             Self::Denied { .. } => {
                 Some("give this user permission, for a block device by its group (often \"disk\")".into())
             }
-            Self::ReadOnly { .. } => Some("--read-only serves it without writing".into()),
+            Self::ReadOnly { .. } => Some("--read-only or --overlay=tmp serves it without writing to it".into()),
             Self::Empty { .. } => Some(
                 "a component needs at least one sector of 512 bytes; `truncate -s SIZE` makes a sparse image file"
                     .into(),
@@ -183,7 +184,9 @@ impl OpenError {
                  (`dmesg`), then start again"
                     .into(),
             ),
-            Self::Locked { readable: true, .. } => Some("stop the other process, or use --read-only".into()),
+            Self::Locked { readable: true, .. } => {
+                Some("stop the other process, or use --read-only or --overlay=tmp".into())
+            }
             Self::Locked { .. } => Some("stop the other process, or let both of them open it read-only".into()),
             Self::NoDirectIo { .. } => Some("--cache=auto or --cache=buffered uses the page cache".into()),
             Self::Conflict { .. } => Some("use one cache mode for all uses of a component".into()),

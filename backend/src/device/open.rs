@@ -65,7 +65,18 @@ fn claimed(located: &Located, claims: &[Claim]) -> OpenError {
     OpenError::Claimed {
         path: located.path.clone(),
         reasons: claims.iter().map(|claim| claim.what.clone()).collect(),
-        help: format!("{} first, or use --read-only", releases.join(" and ")),
+        help: match claims.iter().any(|claim| claim.writes) {
+            true => format!(
+                "{} first, or use --read-only; where this machine does not write it either (mounted read-only), \
+                 --overlay=tmp or --overlay=COWFILE keeps what the guest writes elsewhere",
+                releases.join(" and ")
+            ),
+            false => format!(
+                "{} first, or use --read-only, or --overlay=tmp or --overlay=COWFILE, which keeps what the guest writes \
+                 elsewhere",
+                releases.join(" and ")
+            ),
+        },
         passing: false,
     }
 }
@@ -126,7 +137,9 @@ fn refused(located: &Located, read_only: bool, errno: Errno) -> OpenError {
         Errno::TXTBSY => OpenError::Claimed {
             path,
             reasons: vec!["it is a program that is running, or active swap".into()],
-            help: "end that use first, or use --read-only".into(),
+            help:
+                "end that use first, or use --read-only, or --overlay=tmp, which keeps what the guest writes elsewhere"
+                    .into(),
             passing: false,
         },
         Errno::WOULDBLOCK => OpenError::Claimed {
@@ -160,7 +173,8 @@ fn busy(located: &Located) -> OpenError {
     OpenError::Claimed {
         path: located.path.clone(),
         reasons: vec![format!("the kernel has it claimed for another exclusive user{who}")],
-        help: "end that use first, or use --read-only".into(),
+        help: "end that use first, or use --read-only, or --overlay=tmp, which keeps what the guest writes elsewhere"
+            .into(),
         passing: holder.is_passing(),
     }
 }

@@ -150,7 +150,11 @@ fn in_use(piece: &Piece, survey: &Survey, all: &mut Vec<Finding>) {
             id: its.id,
             severity,
             text: format!("{}: {}: {consequence}", piece.name, its.what),
-            help: Some(format!("`{}` first, or let the guest have it read-only, or an overlay over it", its.release)),
+            help: Some(format!(
+                "`{}` first, or let the guest have it read-only (--read-only), or mount it read-only and serve it with \
+                 --overlay=tmp or --overlay=COWFILE, which keeps what the guest writes elsewhere",
+                its.release
+            )),
         });
     }
 }
