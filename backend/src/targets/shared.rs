@@ -1,5 +1,126 @@
-//! What targets of a process' different devices know of one another.
+//! What targets of a process' different devices know of one another: the snapshots of each origin, and the stores in use.
+//!
+//! Devices are told apart by their [`Key`]. The rules are those of dm-snap.c:
+//!
+//! * A snapshot counts from the activation of its table until that is replaced or its device is removed. Whatever writes its
+//!   origin by way of `snapshot-origin` or `snapshot-merge` has what it writes over copied first.
+//! * A store belongs to one target. Another takes it over with all that it remembers when it is activated while the device of
+//!   the first is suspended; at any other time it is refused.
+//!
+//! Other than in the kernel, a suspended snapshot makes no copies: whoever writes a chunk of the origin that it still needs waits
+//! until it is resumed, or gone. (What it lies on may be exchanged while it is suspended.)
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::snapshot::grace::Grace;
+use super::snapshot::live::Live;
+use crate::map::Key;
 
 /// See the module's text. One for all devices of a process.
 #[derive(Debug, Default)]
-pub struct Shared {}
+pub struct Shared {
+    origins: Mutex<HashMap<Key, Arc<Origin>>>,
+    stores: Mutex<HashMap<Key, Arc<Live>>>,
+}
+
+/// A device that has snapshots, or is written by something that would have to know of them.
+#[derive(Debug, Default)]
+pub struct Origin {
+    snapshots: RwLock<Arc<[Arc<Live>]>>,
+    // Targets that write it.
+    writers: Mutex<usize>,
+    /// Who writes it, and has looked at the list of its snapshots.
+    pub writing: Grace,
+}
+
+/// A number that no other target of this process has.
+pub(super) fn number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Shared {
+    /// A device as an origin.
+    pub fn origin(&self, key: Key) -> Arc<Origin> {
+        let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+        origins.retain(|_, origin| Arc::strong_count(origin) > 1);
+        origins.entry(key).or_default().clone()
+    }
+
+    fn stores(&self) -> MutexGuard<'_, HashMap<Key, Arc<Live>>> {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The snapshot that has its store on a device.
+    pub fn store(&self, key: Key) -> Option<Arc<Live>> {
+        self.stores().get(&key).cloned()
+    }
+
+    /// A snapshot has its store on a device.
+    pub fn set_store(&self, key: Key, live: Arc<Live>) {
+        self.stores().insert(key, live);
+    }
+
+    /// It has it no longer.
+    pub fn clear_store(&self, key: Key, live: &Arc<Live>) {
+        let mut stores = self.stores();
+        if stores.get(&key).is_some_and(|known| Arc::ptr_eq(known, live)) {
+            stores.remove(&key);
+        }
+    }
+}
+
+impl Origin {
+    /// Its snapshots.
+    pub fn snapshots(&self) -> Arc<[Arc<Live>]> {
+        self.snapshots.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn writers(&self) -> MutexGuard<'_, usize> {
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It has one more. What it shows is constant when this ends: nothing writes the origin any more that did not know of it.
+    pub async fn add(&self, live: &Arc<Live>) {
+        {
+            let writers = self.writers();
+            live.watch(*writers > 0);
+            let mut all = self.snapshots.write().unwrap_or_else(PoisonError::into_inner);
+            if !all.iter().any(|known| Arc::ptr_eq(known, live)) {
+                *all = all.iter().chain([live]).cloned().collect();
+            }
+        }
+        self.writing.drained().await;
+    }
+
+    /// It has one less.
+    pub fn remove(&self, live: &Arc<Live>) {
+        let mut all = self.snapshots.write().unwrap_or_else(PoisonError::into_inner);
+        *all = all.iter().filter(|known| !Arc::ptr_eq(known, live)).cloned().collect();
+    }
+
+    /// One more target writes it. None of the reads of its snapshots that did not know is under way when this ends.
+    pub async fn watch(&self) {
+        let snapshots = {
+            let mut writers = self.writers();
+            *writers += 1;
+            let snapshots = self.snapshots();
+            snapshots.iter().for_each(|live| live.watch(true));
+            snapshots
+        };
+        for live in snapshots.iter() {
+            live.readers.drained().await;
+        }
+    }
+
+    /// One less does.
+    pub fn unwatch(&self) {
+        let mut writers = self.writers();
+        *writers = writers.saturating_sub(1);
+        if *writers == 0 {
+            self.snapshots().iter().for_each(|live| live.watch(false));
+        }
+    }
+}

@@ -163,6 +163,12 @@ impl Layout {
         if chunk % (self.entries() + 1) == HEADERS { chunk + 1 } else { chunk }
     }
 
+    /// The first chunk behind `chunk` that is metadata.
+    pub fn metadata_after(&self, chunk: u64) -> u64 {
+        let stride = self.entries() + 1;
+        (chunk.saturating_sub(HEADERS) / stride + 1).saturating_mul(stride).saturating_add(HEADERS)
+    }
+
     /// First chunk for data.
     pub fn first(&self) -> u64 {
         HEADERS + 1
@@ -206,6 +212,8 @@ mod tests {
         let data = |chunk| layout.is_data(chunk);
         assert!(!data(0) && !data(1) && data(2) && data(257) && !data(258) && data(259) && !data(515) && data(599));
         assert!(!data(600) && !data(u64::MAX));
+        assert_eq!([2, 257, 259].map(|chunk| layout.metadata_after(chunk)), [258, 258, 515]);
+        assert_eq!([257, 258, 259].map(|chunk| layout.next(chunk)), [257, 259, 259]);
         assert!(layout.has_area(2) && !layout.has_area(3) && !layout.has_area(u64::MAX));
     }
 

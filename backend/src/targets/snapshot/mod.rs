@@ -27,7 +27,15 @@
 //! `live::Live::merge_last` and `live::Live::merge_commit`, which keep the exceptions in memory in step with the store and
 //! hold requests for chunks that are being merged: see there.
 
+pub mod copy;
 pub mod exceptions;
 pub mod format;
 pub mod grace;
+mod life;
+pub mod live;
+mod origin;
 pub mod store;
+mod target;
+
+pub use origin::{SnapshotOrigin, write_to};
+pub use target::{Features, Snapshot};

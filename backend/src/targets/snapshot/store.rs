@@ -133,6 +133,11 @@ impl End {
     pub fn area(&self) -> u64 {
         self.area
     }
+
+    /// Entries of that area.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
 }
 
 /// What a header has to say to what a table wants.
@@ -283,6 +288,32 @@ impl Store {
         let (unit, byte) = (self.layout.unit(), entry * ENTRY);
         let at = self.layout.area(area) * self.layout.chunk() + byte / unit * (unit / SECTOR_SIZE);
         (at, (byte % unit) as usize)
+    }
+
+    /// Chunks that follow each other, from `next` on, at most `most`; none when it is full. The last chunk of an area is not
+    /// given where the next area would be behind the end of the device: the kernel could not read that store.
+    pub fn give(&self, next: u64, most: u64) -> Option<(u64, u64)> {
+        let layout = self.layout;
+        let left = layout.chunks().checked_sub(next)?;
+        let len = match self.persistent {
+            true => {
+                let here = layout.metadata_after(next) - next;
+                let here = if layout.metadata_after(next) < layout.chunks() { here } else { here - 1 };
+                here.min(left)
+            }
+            false => left,
+        };
+        (len > 0).then(|| (next, len.min(most)))
+    }
+
+    /// The chunk that is given after those before `chunk`.
+    pub fn after(&self, chunk: u64) -> u64 {
+        if self.persistent { self.layout.next(chunk) } else { chunk }
+    }
+
+    /// The area that the list ends in, of a store that nobody else has yet.
+    pub fn area_now(&mut self) -> u64 {
+        self.end.get_mut().area
     }
 
     /// The end of the list, for who changes it.

@@ -1,0 +1,568 @@
+//! A snapshot that is in use: which chunks are in its store, which are on their way, and who waits for them.
+//!
+//! One of these belongs to one store. A table that is loaded over the same store takes it over with all that it remembers
+//! (see [`crate::targets::Shared`]), so it knows nothing of the devices: whoever calls brings them along.
+//!
+//! **One copy for one chunk.** A chunk that is not in the store is entered as pending by the first who needs it there, under
+//! the lock; that one writes it (the guest's data where that covers all of it, else a copy of the origin's), commits it and
+//! takes it out of the list of the pending ones. Everybody else who wants to write it waits for that. Reads go on: as long as a
+//! chunk is pending, the origin has it unchanged, as writes to the origin wait, too.
+//!
+//! **One commit for many.** Who has written its chunk puts it on a list and waits for the lock of the end of the list of
+//! exceptions. Who gets it commits all that are there.
+//!
+//! **Reads of the origin.** Somebody who has looked up a chunk and reads it from the origin must have ended before the origin
+//! is written. Readers are inside of a [`Grace`]; where something in this process writes the origin, a pending chunk is taken
+//! off its list only after all readers have left who may have looked it up before it was in the store.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::ops::Range;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+
+use event_listener::{Event, listener};
+
+use super::exceptions::{Exceptions, Run};
+use super::format::Layout;
+use super::grace::Grace;
+use super::store::{Opened, Store, StoreError};
+use crate::map::Leg;
+use crate::targets::Cx;
+
+/// Chunks that one write enters as pending at a time, at most.
+const MOST_PENDING: u64 = 1024;
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Live {
+    store: Store,
+    inner: Mutex<Inner>,
+    area: AtomicU64,
+    /// Who reads from the origin what is not in the store.
+    pub readers: Grace,
+    /// Something in this process writes the origin.
+    watched: AtomicBool,
+    // A chunk is pending no longer, or the snapshot is worth waiting for no longer.
+    changed: Event,
+    /// There is something to do beside requests.
+    pub work: Event,
+}
+
+#[derive(Debug)]
+struct Inner {
+    complete: Exceptions,
+    // First chunk of the origin, number of chunks.
+    pending: BTreeMap<u64, u64>,
+    // The next chunk that the store can give.
+    next: u64,
+    state: State,
+    // Written, and not committed.
+    written: Vec<Run>,
+    // Commits that were asked for, and those that are over.
+    asked: u64,
+    over: u64,
+    // Chunks that wait to be copied because the origin is to be written.
+    copies: VecDeque<Run>,
+    // There is no room for such a copy: to be given up by whoever works beside requests.
+    doomed: bool,
+    // Its device says that it is not valid, or cannot be made to.
+    buried: bool,
+    owner: Option<Owner>,
+    stage: Stage,
+    // Chunks of the origin that are being merged.
+    merging: Range<u64>,
+}
+
+/// The target that has a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Its number among all targets.
+    pub id: u64,
+    /// Sectors of the origin that it shows: what is behind them needs no copies.
+    pub end: u64,
+    /// It merges: nothing is copied for it.
+    pub merges: bool,
+}
+
+/// How far the device is that shows a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It is about to be live.
+    New,
+    /// It is live: what the origin's writers need is copied.
+    Served,
+    /// It is suspended: the origin's writers wait, and another table may have the snapshot.
+    Suspended,
+}
+
+/// What has become of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has all that it should.
+    Valid,
+    /// It has lost something: everything fails.
+    Invalid,
+    /// Its store is full, and it has lost nothing but writes: writes fail.
+    Overflow,
+    /// Merging has come to a device that fails: it goes on as it is.
+    MergeFailed,
+}
+
+/// What a part of a write is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Write so many chunks, from this one on of the store.
+    There {
+        /// First chunk in the store.
+        new: u64,
+        /// Chunks.
+        len: u64,
+    },
+    /// They are pending now: write them, then [`Live::complete`] them.
+    Fresh(Run),
+    /// The first is on its way: wait for it.
+    Busy,
+    /// There is no room.
+    Full,
+    /// It takes no writes.
+    Dead,
+}
+
+/// How a request is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// In the store, from this chunk on.
+    Store(u64),
+    /// In the origin.
+    Origin,
+}
+
+impl Live {
+    /// One that has just been opened.
+    pub fn new(opened: Opened, owner: Owner) -> Live {
+        let Opened { mut store, exceptions, next, valid, .. } = opened;
+        let area = store.area_now();
+        let inner = Inner {
+            complete: exceptions,
+            pending: BTreeMap::new(),
+            next,
+            state: if valid { State::Valid } else { State::Invalid },
+            written: Vec::new(),
+            asked: 0,
+            over: 0,
+            copies: VecDeque::new(),
+            doomed: false,
+            buried: !valid,
+            owner: Some(owner),
+            stage: Stage::New,
+            merging: 0..0,
+        };
+        Live {
+            store,
+            inner: Mutex::new(inner),
+            area: AtomicU64::new(area),
+            readers: Grace::default(),
+            watched: AtomicBool::new(false),
+            changed: Event::new(),
+            work: Event::new(),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where things are in its store.
+    pub fn layout(&self) -> Layout {
+        self.store.layout()
+    }
+
+    /// Whether its store outlives the table.
+    pub fn is_persistent(&self) -> bool {
+        self.store.is_persistent()
+    }
+
+    /// What has become of it.
+    pub fn state(&self) -> State {
+        self.inner().state
+    }
+
+    /// Exceptions that are complete.
+    pub fn exceptions(&self) -> u64 {
+        self.inner().complete.len()
+    }
+
+    /// The status line: sectors in use, those of the store, those of metadata; or what has become of it.
+    pub fn status(&self) -> String {
+        let inner = self.inner();
+        let (chunk, total) = (self.layout().chunk(), self.layout().size());
+        match inner.state {
+            State::Invalid => "Invalid".into(),
+            State::MergeFailed => "Merge failed".into(),
+            State::Overflow => "Overflow".into(),
+            State::Valid => {
+                // The header and an area are in front of the first data.
+                let areas = if self.is_persistent() { self.area.load(Ordering::Relaxed) + 2 } else { 0 };
+                format!("{}/{total} {}", inner.next * chunk, areas * chunk)
+            }
+        }
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> Option<Owner> {
+        self.inner().owner
+    }
+
+    /// Whether it is that target's.
+    pub fn is_of(&self, id: u64) -> bool {
+        self.owner().is_some_and(|owner| owner.id == id)
+    }
+
+    /// Gives it to another target, or none. Nobody waits for a snapshot that is no one's.
+    pub fn hand_over(&self, owner: Option<Owner>) {
+        let mut inner = self.inner();
+        inner.owner = owner;
+        inner.stage = Stage::New;
+        if owner.is_none_or(|owner| owner.merges) {
+            // What they were for is no more.
+            inner.drop_copies();
+        }
+        drop(inner);
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Its device is now so far.
+    pub fn enter_stage(&self, stage: Stage) {
+        self.inner().stage = stage;
+        self.changed.notify(usize::MAX);
+        self.work.notify(usize::MAX);
+    }
+
+    /// How far its device is.
+    pub fn stage(&self) -> Stage {
+        self.inner().stage
+    }
+
+    /// Whether something in this process writes the origin.
+    pub fn watch(&self, watched: bool) {
+        self.watched.store(watched, Ordering::SeqCst);
+    }
+
+    /// What has become of chunk `old` and at most `most` behind it, and how many that is true for. The caller is among the
+    /// [readers](Live::readers) until it has read what is in the origin.
+    ///
+    /// # Errors
+    /// EIO: it is not valid.
+    #[inline]
+    pub fn look(&self, old: u64, most: u64) -> Result<(Seen, u64), i32> {
+        let inner = self.inner();
+        if inner.state == State::Invalid {
+            return Err(libc::EIO);
+        }
+        let extent = inner.complete.extent(old, most);
+        Ok((extent.new.map_or(Seen::Origin, Seen::Store), extent.len))
+    }
+
+    /// What a write to `len` chunks from `old` on is to do with the first of them, and with how many; `whole` are written
+    /// over completely.
+    pub fn write(&self, old: u64, len: u64, whole: bool) -> Part {
+        let mut inner = self.inner();
+        if matches!(inner.state, State::Invalid | State::Overflow) {
+            return Part::Dead;
+        }
+        let extent = inner.complete.extent(old, len);
+        if let Some(new) = extent.new {
+            return Part::There { new, len: extent.len };
+        }
+        let free = match inner.pending_from(old) {
+            Some((first, _)) if first <= old => return Part::Busy,
+            Some((first, _)) => extent.len.min(first - old),
+            None => extent.len,
+        };
+        // What is copied is one chunk at a time.
+        let most = if whole { free.min(MOST_PENDING) } else { 1 };
+        inner.enter(&self.store, old, most).map_or(Part::Full, Part::Fresh)
+    }
+
+    /// Waits until a chunk is pending no longer.
+    pub async fn settled(&self, old: u64) {
+        let settled = || self.inner().pending_from(old).is_none_or(|(first, _)| first > old);
+        while !settled() {
+            listener!(self.changed => changed);
+            if !settled() {
+                changed.await;
+            }
+        }
+    }
+
+    /// Chunks that were pending are in the store now: commits them. Whatever comes of it, they are pending no longer.
+    ///
+    /// # Errors
+    /// EIO: the snapshot is given up.
+    pub async fn complete(&self, cx: &Cx, cow: &Leg, run: Run, written: Result<(), i32>) -> Result<(), i32> {
+        let committed = match written {
+            Ok(()) => self.commit(cx, cow, run).await,
+            Err(errno) => Err(errno),
+        };
+        if committed.is_err() {
+            self.give_up(cx, cow, "Error reading/writing").await;
+        } else if self.watched.load(Ordering::SeqCst) {
+            self.readers.drained().await;
+        }
+        self.inner().pending.remove(&run.old);
+        self.changed.notify(usize::MAX);
+        committed.map_err(|_| libc::EIO)
+    }
+
+    async fn commit(&self, cx: &Cx, cow: &Leg, run: Run) -> Result<(), i32> {
+        let ticket = {
+            let mut inner = self.inner();
+            if !self.is_persistent() {
+                return inner.insert(run);
+            }
+            inner.written.push(run);
+            inner.asked += 1;
+            inner.asked
+        };
+        let mut end = self.store.end().await;
+        let (mut batch, asked) = {
+            let mut inner = self.inner();
+            inner.usable()?;
+            if inner.over >= ticket {
+                return Ok(());
+            }
+            (std::mem::take(&mut inner.written), inner.asked)
+        };
+        // In the order of the store, so that a merge finds as long runs as there are.
+        batch.sort_unstable_by_key(|run| run.new);
+        let committed = self.store.commit(cx, cow, &mut end, &batch).await;
+        self.area.store(end.area(), Ordering::Relaxed);
+        let mut inner = self.inner();
+        inner.over = asked;
+        if committed.is_err() {
+            // Before the lock of the end is free: it is not known where that is.
+            inner.state = State::Invalid;
+        }
+        committed?;
+        batch.into_iter().try_for_each(|run| inner.insert(run))
+    }
+
+    /// It is not what it was any more, or cannot take what it has to: it is invalid when this ends, also on its device. `why`
+    /// is what the kernel says.
+    pub async fn give_up(&self, cx: &Cx, cow: &Leg, why: &str) {
+        {
+            let mut inner = self.inner();
+            inner.state = State::Invalid;
+            inner.drop_copies();
+        }
+        // One at a time, and no commit beside it.
+        let end = self.store.end().await;
+        if !self.inner().buried {
+            log::error!("snapshots: Invalidating snapshot: {why}.");
+            if let Err(errno) = self.store.header(cx, cow, false).await {
+                let error = std::io::Error::from_raw_os_error(errno);
+                log::error!("snapshots: the COW device does not take that the snapshot is invalid: {error}");
+            }
+        }
+        let mut inner = self.inner();
+        (inner.buried, inner.doomed) = (true, false);
+        drop((inner, end));
+        self.changed.notify(usize::MAX);
+    }
+
+    /// A write to the snapshot found no room. `overflows`: its table can live with that.
+    pub async fn no_room(&self, cx: &Cx, cow: &Leg, overflows: bool) {
+        if !overflows {
+            return self.give_up(cx, cow, "Unable to allocate exception").await;
+        }
+        let mut inner = self.inner();
+        if inner.state == State::Valid {
+            inner.state = State::Overflow;
+            log::error!("snapshots: Snapshot overflowed: Unable to allocate exception.");
+        }
+    }
+
+    /// Sectors `[start, end)` of the origin are to be written: begins the copies that are needed first. True when there are
+    /// some, or were already: [`Live::protected`] waits for them.
+    pub fn protect(&self, sectors: &Range<u64>) -> bool {
+        let mut inner = self.inner();
+        let Some(chunks) = inner.protected_chunks(sectors, self.layout().chunk()) else { return false };
+        let (mut at, mut wait) = (chunks.start, inner.doomed);
+        while at < chunks.end && !inner.doomed {
+            let free = match inner.pending_from(at) {
+                Some((first, count)) if first <= at => {
+                    (at, wait) = (first + count, true);
+                    continue;
+                }
+                Some((first, _)) => first.min(chunks.end) - at,
+                None => chunks.end - at,
+            };
+            let extent = inner.complete.extent(at, free);
+            if extent.new.is_some() {
+                at += extent.len;
+                continue;
+            }
+            wait = true;
+            match inner.enter(&self.store, at, extent.len) {
+                Some(run) => {
+                    inner.copies.push_back(run);
+                    at += run.len;
+                }
+                None => inner.doomed = true,
+            }
+            self.work.notify(usize::MAX);
+        }
+        wait
+    }
+
+    /// Waits until nothing of that is needed any more.
+    ///
+    /// # Errors
+    /// EIO: the device of the snapshot is suspended, and the queue of the request is to end.
+    pub async fn protected(&self, cx: &Cx, sectors: &Range<u64>) -> Result<(), i32> {
+        loop {
+            let mut changed = pin!(self.changed.listen());
+            let ended = poll_fn(|context| {
+                let inner = self.inner();
+                if !inner.holds_back(sectors, self.layout().chunk()) {
+                    return Poll::Ready(Some(Ok(())));
+                }
+                if inner.stage != Stage::Served && cx.is_hurried() {
+                    return Poll::Ready(Some(Err(libc::EIO)));
+                }
+                drop(inner);
+                changed.as_mut().poll(context).map(|()| None)
+            });
+            if let Some(ended) = ended.await {
+                return ended;
+            }
+        }
+    }
+
+    /// What is to be done beside requests, up to `most` copies; all of it while its device is served.
+    pub fn errands(&self, most: usize) -> Errands {
+        let mut inner = self.inner();
+        let most = most.min(inner.copies.len());
+        Errands { doomed: std::mem::take(&mut inner.doomed), copies: inner.copies.drain(..most).collect() }
+    }
+
+    /// The last exceptions of the store, for a merge of at most `most` of them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn merge_last(&self, cx: &Cx, cow: &Leg, most: u64) -> Result<Option<Run>, StoreError> {
+        let mut end = self.store.end().await;
+        let last = self.store.last(cx, cow, &mut end, most).await;
+        self.area.store(end.area(), Ordering::Relaxed);
+        last
+    }
+
+    /// A run that [`Live::merge_last`] gave is in the origin durably: takes it out of the store, and out of what is looked up.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn merge_commit(&self, cx: &Cx, cow: &Leg, run: Run) -> Result<(), StoreError> {
+        let mut end = self.store.end().await;
+        self.store.take_back(cx, cow, &mut end, run.len).await?;
+        let mut inner = self.inner();
+        inner.complete.remove(run.old, run.len);
+        // As if they had been added in order (dm-snap-persistent.c): nothing is added any more.
+        inner.next = self.layout().area(end.area()) + end.entries() + 1;
+        Ok(())
+    }
+
+    /// Chunks of the origin that are being merged: whoever writes them has to wait. An empty range ends that.
+    pub fn set_merging(&self, chunks: Range<u64>) {
+        self.inner().merging = chunks;
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Whether a chunk is being merged.
+    pub fn is_merging(&self, old: u64) -> bool {
+        self.inner().merging.contains(&old)
+    }
+
+    /// Waits until it is not.
+    pub async fn merged(&self, old: u64) {
+        while self.is_merging(old) {
+            listener!(self.changed => changed);
+            if self.is_merging(old) {
+                changed.await;
+            }
+        }
+    }
+
+    /// Merging has met a device that fails.
+    pub fn merge_failed(&self) {
+        let mut inner = self.inner();
+        if inner.state == State::Valid {
+            inner.state = State::MergeFailed;
+        }
+    }
+}
+
+/// See [`Live::errands`].
+#[derive(Debug)]
+pub struct Errands {
+    /// There was no room for a copy: it is to be given up.
+    pub doomed: bool,
+    /// Runs to be copied from the origin, then completed.
+    pub copies: Vec<Run>,
+}
+
+impl Inner {
+    /// The pending run that a chunk is in, else the next behind it.
+    fn pending_from(&self, old: u64) -> Option<(u64, u64)> {
+        let before = self.pending.range(..=old).next_back().filter(|(first, count)| *first + **count > old);
+        before.or_else(|| self.pending.range(old..).next()).map(|(first, count)| (*first, *count))
+    }
+
+    /// Makes chunks pending, as many of `most` as the store can give in one run; none if it is full.
+    fn enter(&mut self, store: &Store, old: u64, most: u64) -> Option<Run> {
+        let (new, len) = store.give(self.next, most)?;
+        self.next = store.after(new + len);
+        self.pending.insert(old, len);
+        Some(Run { old, new, len })
+    }
+
+    fn usable(&self) -> Result<(), i32> {
+        if self.state == State::Invalid { Err(libc::EIO) } else { Ok(()) }
+    }
+
+    /// A run is in the store.
+    fn insert(&mut self, run: Run) -> Result<(), i32> {
+        self.usable()?;
+        // Pending chunks are not complete, so there is no other.
+        if self.complete.insert(run) { Ok(()) } else { Err(libc::EIO) }
+    }
+
+    /// Nobody makes the copies that nobody has begun to make.
+    fn drop_copies(&mut self) {
+        for run in self.copies.drain(..) {
+            self.pending.remove(&run.old);
+        }
+    }
+
+    /// The chunks of the snapshot that some sectors of the origin are in, if they matter to it.
+    fn protected_chunks(&self, sectors: &Range<u64>, chunk: u64) -> Option<Range<u64>> {
+        let owner = self.owner.filter(|owner| !owner.merges && sectors.start < owner.end)?;
+        let end = sectors.end.min(owner.end);
+        (self.state != State::Invalid && sectors.start < end).then(|| sectors.start / chunk..end.div_ceil(chunk))
+    }
+
+    /// Whether those sectors must not be written yet.
+    fn holds_back(&self, sectors: &Range<u64>, chunk: u64) -> bool {
+        if self.owner.is_none_or(|owner| owner.merges || sectors.start >= owner.end) {
+            return false;
+        }
+        if self.doomed || self.state == State::Invalid {
+            // Its device must say so before it can miss anything.
+            return !self.buried;
+        }
+        let end = sectors.end.div_ceil(chunk);
+        self.pending_from(sectors.start / chunk).is_some_and(|(first, _)| first < end)
+    }
+}
