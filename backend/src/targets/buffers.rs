@@ -62,6 +62,14 @@ impl Pool {
     }
 }
 
+#[cfg(test)]
+impl Pool {
+    /// Fails unless all have been given back.
+    pub fn check_idle(&self) {
+        assert_eq!(self.leased, 0, "bytes in buffers that were not given back");
+    }
+}
+
 /// A buffer of the worker's pool; dropped, it goes back.
 pub struct Lease {
     // Shared only for the moment in which it goes back.

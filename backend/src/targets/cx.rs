@@ -125,6 +125,16 @@ impl Inner {
     }
 }
 
+#[cfg(test)]
+impl Inner {
+    /// Fails unless all operations and buffers have been given back.
+    pub fn check_idle(&self) {
+        assert!(self.starts.is_empty(), "operations that were never begun");
+        assert_eq!(self.free.len(), self.joins.len(), "operations of tasks that were never waited for to their end");
+        self.pool.check_idle();
+    }
+}
+
 /// A task's hand on its world.
 pub struct Cx {
     pub(crate) local: Local,

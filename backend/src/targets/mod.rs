@@ -4,6 +4,8 @@
 //! becomes a task ([`Stateful::run`]), which does what it has to by a [`Cx`], and nothing else.
 
 mod buffers;
+#[cfg(test)]
+mod conformance;
 pub mod cx;
 mod delay;
 mod dust;

@@ -6,6 +6,8 @@ pub(crate) mod bell;
 pub(crate) mod cursor;
 pub mod devices;
 mod dirty;
+#[cfg(test)]
+pub(crate) mod hand;
 pub mod jobs;
 pub mod ops;
 pub mod poll;

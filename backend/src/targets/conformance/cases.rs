@@ -1,0 +1,98 @@
+//! Who has to stand all that.
+
+use super::{Case, PLAIN, checks};
+
+macro_rules! cases {
+    ($( $(#[$doc:meta])* $name:ident = $case:expr; )*) => { $(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+
+            static CASE: Case = $case;
+
+            #[test]
+            fn any_cut_in_any_order_gives_the_same_bytes() {
+                checks::any_cut_in_any_order_gives_the_same_bytes(&CASE);
+            }
+
+            #[test]
+            fn an_error_anywhere_reaches_the_guest_and_does_no_other_harm() {
+                checks::an_error_anywhere_reaches_the_guest_and_does_no_other_harm(&CASE);
+            }
+
+            #[test]
+            fn what_was_acknowledged_survives_a_crash() {
+                checks::what_was_acknowledged_survives_a_crash(&CASE);
+            }
+
+            #[test]
+            fn a_suspend_in_the_middle_ends_and_everything_goes_on() {
+                checks::a_suspend_in_the_middle_ends_and_everything_goes_on(&CASE);
+            }
+
+            #[test]
+            fn its_life_may_take_any_turn() {
+                checks::its_life_may_take_any_turn(&CASE);
+            }
+
+            #[test]
+            fn its_text_is_read_as_it_was_printed() {
+                checks::its_text_is_read_as_it_was_printed(&CASE);
+            }
+        }
+    )* };
+}
+
+cases! {
+    delay_none = Case { parts: &[300], tables: &["0 256 delay c0 8 0"], place: |at| Some((0, at + 8)), ..PLAIN };
+    delay_all = Case { parts: &[256], tables: &["0 200 delay c0 56 3"], place: |at| Some((0, at + 56)), ..PLAIN };
+    // One place by three classes, each with a time of its own: flushes must not pass writes.
+    delay_classes = Case { parts: &[256], tables: &["0 256 delay c0 0 1 c0 0 7 c0 0 2"], ..PLAIN };
+    delay_above_stripes = Case {
+        parts: &[200, 200],
+        tables: &["0 320 striped 2 8 c0 0 c1 40", "0 100 delay /dev/mapper/t0 100 2\n100 100 linear /dev/mapper/t0 0"],
+        place: |at| {
+            let at = if at < 100 { at + 100 } else { at - 100 };
+            let (row, leg, within) = (at / 16, at / 8 % 2, at % 8);
+            Some((leg as usize, row * 8 + within + 40 * leg))
+        },
+        ..PLAIN
+    };
+    flakey_up = Case { parts: &[256], tables: &["0 250 flakey c0 6 1000000 1"], place: |at| Some((0, at + 6)), ..PLAIN };
+    dust_bypassed = Case {
+        parts: &[256],
+        tables: &["0 240 dust c0 16 4096"],
+        messages: &[&["addbadblock", "3"]],
+        place: |at| Some((0, at + 16)),
+        ..PLAIN
+    };
+    dust_enabled = Case {
+        parts: &[256],
+        tables: &["0 241 dust c0 9 2048"],
+        messages: &[&["addbadblock", "0"], &["addbadblock", "63"], &["removebadblock", "63"], &["enable"]],
+        place: |at| Some((0, at + 9)),
+        ..PLAIN
+    };
+    a_stack = Case {
+        parts: &[300, 300],
+        tables: &[
+            "0 128 dust c0 8 1024\n128 100 delay c1 3 2",
+            "0 228 flakey /dev/mapper/t0 0 1000000 1",
+            "0 100 delay /dev/mapper/t1 100 1 /dev/mapper/t1 100 4\n100 64 linear /dev/mapper/t0 0\n164 32 striped 2 4 /dev/mapper/t1 64 c0 200",
+        ],
+        messages: &[&["addbadblock", "2"], &["enable"]],
+        place: |at| {
+            let below = |at| if at < 128 { (0, at + 8) } else { (1, at - 128 + 3) };
+            Some(match at {
+                0..100 => below(at + 100),
+                100..164 => below(at - 100),
+                _ => {
+                    let (row, leg, within) = ((at - 164) / 8, (at - 164) / 4 % 2, at % 4);
+                    let at = row * 4 + within;
+                    if leg == 0 { below(64 + at) } else { (0, 200 + at) }
+                }
+            })
+        },
+        ..PLAIN
+    };
+}
