@@ -69,6 +69,12 @@ impl Chain {
         self.map.devices().iter().filter_map(|ix| Some((*ix, self.components.get(*ix)?)))
     }
 
+    /// The components that it writes; none if the disk is read-only.
+    pub fn written(&self) -> impl Iterator<Item = &Arc<Component>> {
+        let written = self.map.written().iter().filter(|_| !self.read_only);
+        written.filter_map(|ix| self.components.get(*ix))
+    }
+
     /// The components that a flush must reach, besides those of stateful targets, which do that themselves.
     pub fn flushed(&self) -> impl Iterator<Item = (DevIx, &Arc<Component>)> {
         self.map.flush_set().iter().filter_map(|ix| Some((*ix, self.components.get(*ix)?)))

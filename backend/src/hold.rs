@@ -1,4 +1,4 @@
-//! Whether a disk's components are this process's to write.
+//! Whether a disk's components are this process's to write, and to read: which of the two is up to how each was opened.
 //!
 //! They are from its start to its end, with one exception: a guest that migrates takes its disk along. The source gives
 //! the components up when the guest has stopped, which it can tell by its last queue's stopping while the front end logs
@@ -88,7 +88,7 @@ impl Hold {
         // Who does not hold what the old table leads to takes the new one's with the first queue that starts.
         if state.held {
             take(new)?;
-            written(old).for_each(|component| component.leave());
+            all(old).for_each(|component| component.leave());
         }
         Ok(())
     }
@@ -100,14 +100,14 @@ impl Hold {
         if state.queues > 0 || !handed_over || !state.held {
             return;
         }
-        if let Err(error) = written(chain).try_for_each(|component| component.settle()) {
+        if let Err(error) = all(chain).try_for_each(|component| component.settle()) {
             return log::error!(
                 "{}: {error}; its components are kept, and the destination cannot have them",
                 chain.name
             );
         }
         (state.held, state.away) = (false, true);
-        written(chain).for_each(|component| component.give_up());
+        all(chain).for_each(|component| component.give_up());
         limited!(
             chain.limiters.control,
             info,
@@ -120,7 +120,7 @@ impl Hold {
 /// Takes all components of a disk, or none.
 fn take(chain: &Chain) -> Result<(), OpenError> {
     let mut taken: Vec<(&Arc<Component>, bool)> = Vec::new();
-    for component in written(chain) {
+    for component in all(chain) {
         match component.take() {
             Ok(locked) => taken.push((component, locked)),
             Err(error) => {
@@ -135,9 +135,8 @@ fn take(chain: &Chain) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The components that a disk writes.
-fn written(chain: &Chain) -> impl Iterator<Item = &Arc<Component>> {
-    chain.reached().filter(|_| !chain.read_only).map(|(_, component)| component)
+fn all(chain: &Chain) -> impl Iterator<Item = &Arc<Component>> {
+    chain.reached().map(|(_, component)| component)
 }
 
 #[cfg(test)]

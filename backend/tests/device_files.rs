@@ -277,7 +277,8 @@ fn one_file_is_one_component_whatever_leads_to_it() {
     let first = open(&path, RW);
     for other in [&path, &link, &hard, &roundabout] {
         assert!(Arc::ptr_eq(&first, &open(other, RW)));
-        assert!(Arc::ptr_eq(&first, &open(other, RO)), "a writable opening serves readers too");
+        let reader = open(other, RO);
+        assert!(reader.read_only && reader.identity == first.identity, "who reads has a file that cannot be written");
     }
     let other = image(dir.path(), "other.img", 1 << 20);
     assert_ne!(first.identity, open(&other, RW).identity);
@@ -292,13 +293,40 @@ fn a_writer_may_follow_a_reader_in_the_same_process() {
     let reader = registry.open(text, None, &RO).expect("a reader");
     let writer = registry.open(text, None, &RW).expect("a writer beside our own reader");
     assert!(reader.read_only && !writer.read_only);
-    assert!(Arc::ptr_eq(&writer, &registry.open(text, None, &RO).expect("shared")));
-    // The reader is still protected when its process's writer has gone.
+    assert!(Arc::ptr_eq(&reader, &registry.open(text, None, &RO).expect("shared")));
+    for (component, errno) in [(&reader, Some(libc::EBADF)), (&writer, None)] {
+        let written = std::os::unix::fs::FileExt::write_at(&*component.file(), &[0; 512], 0);
+        // A buffer of no alignment at all is what direct I/O refuses it for, at most.
+        let refused = written.err().and_then(|error| error.raw_os_error()).filter(|errno| *errno != libc::EINVAL);
+        assert_eq!(refused, errno);
+    }
+    // The reader is still protected when its process's writer has gone, from writers alone.
     drop(writer);
     assert_eq!(open(&path, &RW).expect_err("still read here").errno_name(), "EBUSY");
-    let again = registry.open(text, None, &RW).expect("the same writer");
-    assert!(Arc::ptr_eq(&again, &registry.open(text, None, &RW).expect("shared")));
+    open(&path, &RO).expect("no writer is left");
+    let again = registry.open(text, None, &RW).expect("another writer");
+    assert_eq!(open(&path, &RO).expect_err("written here").errno_name(), "EBUSY");
     drop((reader, again));
+    open(&path, &RW).expect("nobody is left");
+}
+
+#[test]
+fn a_reader_may_follow_a_writer_in_the_same_process() {
+    let dir = dir();
+    let path = image(dir.path(), "disk.img", 1 << 20);
+    let text = path.to_str().expect("UTF-8");
+    let mut registry = Registry::new();
+    let writer = registry.open(text, None, &RW).expect("a writer");
+    let reader = registry.open(text, None, &RO).expect("a reader beside our own writer");
+    assert!(reader.read_only && !writer.read_only);
+    assert_eq!(open(&path, &RO).expect_err("written here").errno_name(), "EBUSY");
+    drop(reader);
+    assert_eq!(open(&path, &RO).expect_err("written here").errno_name(), "EBUSY");
+    let reader = registry.open(text, None, &RO).expect("another reader");
+    drop(writer);
+    assert_eq!(open(&path, &RW).expect_err("still read here").errno_name(), "EBUSY");
+    open(&path, &RO).expect("readers share");
+    drop(reader);
     open(&path, &RW).expect("nobody is left");
 }
 

@@ -106,8 +106,7 @@ pub struct Component {
     pub size: Sectors,
     /// What the device can do.
     pub limits: Limits,
-    /// Whether the file is open for reading alone. False does not make a disk writable: a read-only disk may
-    /// share the component of a writable one.
+    /// Whether the file is open for reading alone.
     pub read_only: bool,
     /// Direct, buffered or mapped.
     pub access: Access,
@@ -127,8 +126,8 @@ impl Component {
         self.opening.file()
     }
 
-    /// A disk that writes the component starts to be served: locks it, and claims it, unless that was done before. Tells
-    /// whether it was not.
+    /// A disk that leads to the component starts to be served: locks it for the use that it was opened for, and claims it for
+    /// writing, unless that was done before. Tells whether it was not.
     ///
     /// # Errors
     /// Who else has it. It is to be tried again only as long as there is hope.
@@ -136,13 +135,13 @@ impl Component {
         self.opening.take()
     }
 
-    /// A disk does not write the component any more, because its table has changed. Nothing of it is under way. Locks and
+    /// A disk does not lead to the component any more, because its table has changed. Nothing of it is under way. Locks and
     /// claim stay, for whoever else has the component; they go with the open file.
     pub(crate) fn leave(&self) {
         self.opening.leave();
     }
 
-    /// A disk that writes the component is not served any more, and another process will take it. Nothing of the disk is
+    /// A disk that leads to the component is not served any more, and another process will take it. Nothing of the disk is
     /// under way. Locks and claim go with the last such disk.
     pub(crate) fn give_up(&self) {
         self.opening.give_up();

@@ -7,12 +7,14 @@
 //! when the last request has ended. So who finds a component taken by nobody who lives waits until it is free: not for a
 //! process to end, but for its last write. What such a holder looks like is told in [`super::holder`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::component::{Component, Options};
 use super::error::OpenError;
 use super::lookup::Located;
 use super::open;
+use super::pair::{Beside, Pair};
 
 /// First and longest time between two attempts. Most killed processes are gone within milliseconds; one that waits for
 /// a disk needs no quick look.
@@ -78,12 +80,17 @@ impl Fence {
     }
 
     /// Opens what was found, when what dead processes do with it has ended.
-    pub fn open(&mut self, located: &Located, opts: &Options) -> Result<Component, OpenError> {
+    pub fn open(
+        &mut self,
+        located: &Located,
+        opts: &Options,
+        pair: (&Beside, &Arc<Pair>),
+    ) -> Result<Component, OpenError> {
         let before = self.waited;
         let mut nap = NAPS.0;
         loop {
             let waited = self.waited - before;
-            match open::open(located, opts) {
+            match open::open(located, opts, pair) {
                 Err(error) if error.is_passing() && self.waited < self.patience.most => {
                     if waited.is_zero() {
                         self.tell(&error);

@@ -19,22 +19,29 @@ use super::error::OpenError;
 use super::holder;
 use super::locks::{self, Refusal, Use};
 use super::opening::Opening;
+use super::pair::Beside;
 
 /// What [`super::Component`] says of them.
 impl Opening {
     pub fn take(&self) -> Result<bool, OpenError> {
-        let mut state = self.state();
-        let locks = !state.owned && !self.read_only;
-        if locks {
-            let file = match self.kind {
-                Kind::File => state.file.clone(),
-                Kind::Block { .. } => Arc::new(self.reopen(&state.file, true)?),
-            };
-            self.lock(&file)?;
-            (state.file, state.owned) = (file, true);
+        if self.state().owned {
+            self.state().users += 1;
+            return Ok(false);
         }
-        state.users += 1;
-        Ok(locks)
+        self.pair.locked(self.read_only, true, |_, beside| {
+            let mut state = self.state();
+            let locks = !state.owned;
+            if locks {
+                let file = match self.kind {
+                    Kind::Block { .. } if !self.read_only => Arc::new(self.reopen(&state.file, true)?),
+                    _ => state.file.clone(),
+                };
+                self.lock(&file, beside)?;
+                (state.file, state.owned) = (file, true);
+            }
+            state.users += 1;
+            Ok(locks)
+        })
     }
 
     pub fn leave(&self) {
@@ -71,10 +78,10 @@ impl Opening {
     pub fn give_up(&self) {
         let mut state = self.state();
         state.users = state.users.saturating_sub(1);
-        if state.users > 0 || !state.owned || self.read_only {
+        if state.users > 0 || !state.owned {
             return;
         }
-        if let Kind::Block { .. } = self.kind {
+        if matches!(self.kind, Kind::Block { .. }) && !self.read_only {
             match self.reopen(&state.file, false) {
                 Ok(file) => state.file = Arc::new(file),
                 Err(error) => return log::error!("the claim on {}; it is kept", error),
@@ -85,13 +92,14 @@ impl Opening {
         state.owned = false;
     }
 
-    fn lock(&self, file: &File) -> Result<(), OpenError> {
-        match locks::acquire(file, Use::Write) {
+    fn lock(&self, file: &File, beside: &Beside) -> Result<(), OpenError> {
+        let (usage, mode) = if self.read_only { (Use::Read, "read-only") } else { (Use::Write, "writable") };
+        match beside.acquire(file, usage) {
             Ok(()) => Ok(()),
             Err(Refusal::Held { why, passing, .. }) => {
                 // What was taken before the refusal must not keep the other one out.
                 let _ = locks::release(file);
-                Err(OpenError::Locked { path: self.path.clone(), mode: "writable", why, readable: false, passing })
+                Err(OpenError::Locked { path: self.path.clone(), mode, why, readable: false, passing })
             }
             Err(Refusal::Unsupported(error)) => {
                 log::warn!(

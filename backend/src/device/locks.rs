@@ -123,6 +123,14 @@ fn check(file: &File, usage: Use) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Takes the locks of a reader beside a writer of this same process, whose locks exclude all others.
+pub(super) fn join(reader: &File) -> Result<(), Refusal> {
+    let used = Use::Read.permissions().iter();
+    used.map(|permission| permission.used_byte())
+        .try_for_each(|byte| set(reader, byte, libc::F_RDLCK))
+        .map_err(Refusal::Unsupported)
+}
+
 /// Lets a writer of this same process come beside a reader: the reader's refusal of writers is given up.
 pub(super) fn let_writer_in(reader: &File) -> io::Result<()> {
     UNSHARED.iter().try_for_each(|permission| set(reader, permission.unshared_byte(), libc::F_UNLCK))

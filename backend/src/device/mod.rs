@@ -25,6 +25,7 @@ mod lookup;
 mod marks;
 mod open;
 mod opening;
+mod pair;
 mod proc;
 mod registry;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -11,13 +12,18 @@ use super::claims::{self, Claim};
 use super::component::{Component, Kind, Options};
 use super::error::OpenError;
 use super::holder::{self, Holder};
-use super::locks::{self, Refusal, Use};
+use super::locks::{Refusal, Use};
 use super::lookup::{self, Located};
 use super::opening::Opening;
+use super::pair::{Beside, Pair};
 use super::sysfs::Disk;
 
 /// Opens what was found, or says why it must not be served in the way that `opts` asks for.
-pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenError> {
+pub(super) fn open(
+    located: &Located,
+    opts: &Options,
+    (beside, pair): (&Beside, &Arc<Pair>),
+) -> Result<Component, OpenError> {
     let disk = match located.kind {
         Kind::Block { major, minor } => Disk::numbered(major, minor),
         Kind::File => None,
@@ -25,11 +31,10 @@ pub(super) fn open(located: &Located, opts: &Options) -> Result<Component, OpenE
     let mut warnings = Vec::new();
     check_claims(located, disk.as_ref(), opts.read_only, &mut warnings)?;
     let file = open_file(located, opts)?;
-    let later = opts.incoming && !opts.read_only;
-    if !later {
-        take_locks(&file, located, opts.read_only, &mut warnings)?;
+    if !opts.incoming {
+        take_locks(&file, located, (opts.read_only, beside), &mut warnings)?;
     }
-    Opening::first((file, !later), located, (opts.read_only, opts.cache), warnings)
+    Opening::first((file, !opts.incoming), located, (opts.read_only, opts.cache), (warnings, pair))
 }
 
 /// Refuses writable serving of what this machine uses or has write-protected. Reading such a device harms
@@ -179,9 +184,14 @@ fn busy(located: &Located) -> OpenError {
     }
 }
 
-fn take_locks(file: &File, located: &Located, read_only: bool, warnings: &mut Vec<String>) -> Result<(), OpenError> {
+fn take_locks(
+    file: &File,
+    located: &Located,
+    (read_only, beside): (bool, &Beside),
+    warnings: &mut Vec<String>,
+) -> Result<(), OpenError> {
     let (usage, mode) = if read_only { (Use::Read, "read-only") } else { (Use::Write, "writable") };
-    match locks::acquire(file, usage) {
+    match beside.acquire(file, usage) {
         Ok(()) => Ok(()),
         Err(Refusal::Held { why, readable, passing }) => {
             let readable = readable && !read_only;

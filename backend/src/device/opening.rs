@@ -4,12 +4,13 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::component::{Access, Cache, Component, Identity, Kind};
 use super::error::OpenError;
 use super::limits::Limits;
 use super::lookup::Located;
+use super::pair::Pair;
 use super::sysfs::Disk;
 use super::unflushed::Unflushed;
 use super::{access, facts};
@@ -31,9 +32,8 @@ pub(super) struct Opening {
     pub unflushed: Option<Arc<Unflushed>>,
     /// What was found out about its other users when it was opened.
     warnings: Vec<String>,
-    /// The writable opening of the same device by this process. Its locks exclude other writers for this reader too, so it
-    /// lives as long as the reader.
-    pub writer: OnceLock<Arc<Opening>>,
+    /// This opening and the other of the same device by this process.
+    pub pair: Arc<Pair>,
     state: Mutex<State>,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct State {
     pub file: Arc<File>,
     /// Locks and claim are on `file`'s description.
     pub owned: bool,
-    /// Disks of this process that write it.
+    /// Disks of this process that are served and lead to it.
     pub users: usize,
 }
 
@@ -60,7 +60,7 @@ impl Opening {
         (file, owned): (File, bool),
         located: &Located,
         (read_only, cache): (bool, Cache),
-        warnings: Vec<String>,
+        (warnings, pair): (Vec<String>, &Arc<Pair>),
     ) -> Result<Component, OpenError> {
         let path = &located.path;
         let disk = disk(located.kind);
@@ -85,7 +85,7 @@ impl Opening {
             read_only,
             access,
             warnings,
-            writer: OnceLock::new(),
+            pair: pair.clone(),
             state: Mutex::new(State { file: Arc::new(file), owned, users: 0 }),
         };
         Ok(Component::of(Arc::new(opening), path.clone(), facts, (access, mapping)))
@@ -122,7 +122,7 @@ impl Opening {
             access,
             limits,
             warnings: Vec::new(),
-            writer: OnceLock::new(),
+            pair: Arc::default(),
             state: Mutex::new(State { file: Arc::new(file), owned: true, users: 0 }),
         }
     }
@@ -133,6 +133,15 @@ impl Opening {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if !self.read_only {
+            let held = self.state().owned;
+            self.pair.writer_ends(held);
+        }
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::{Arc, Weak};
 use super::component::{Access, Cache, Component, Identity, Options};
 use super::error::OpenError;
 use super::fence::{Fence, Patience};
-use super::locks;
 use super::lookup::{self, Located};
 use super::opening::Opening;
+use super::pair::Pair;
 
 /// The components that a process has open, by identity.
 ///
@@ -25,6 +25,7 @@ pub struct Registry {
 struct Openings {
     writer: Known,
     reader: Known,
+    pair: Arc<Pair>,
 }
 
 /// An opening, and the newest component that was made of it.
@@ -66,8 +67,9 @@ impl Registry {
     /// form; it is looked up as a number then, and otherwise as a path (dm's `dm_devt_from_path`). Regular
     /// files are an extension.
     ///
-    /// A component that is open writable serves read-only users as well. One that is open for reading is
-    /// opened a second time for a writer, under the locks of the same process.
+    /// Who only reads gets a file that is open for reading alone, whoever else of this process writes the component, so that
+    /// no write can come that way. A reader's and a writer's opening know of each other: the locks of the same process are
+    /// no stranger's.
     ///
     /// What is given has the size and the limits that the device has now. A component that was given before is given again
     /// as long as they are the same, and goes on with those that it has when they are not: see [`Component`].
@@ -79,47 +81,24 @@ impl Registry {
     ) -> Result<Arc<Component>, OpenError> {
         let located = lookup::locate(text, major_minor)?;
         self.open.retain(|_, openings| openings.writer.is_open() || openings.reader.is_open());
-        let openings = self.open.entry(located.identity).or_default();
-        let reader = openings.reader.opening.upgrade();
-        let serving = match openings.writer.is_open() || !opts.read_only {
-            true => &mut openings.writer,
-            false => &mut openings.reader,
-        };
-        let component = match serving.opening.upgrade() {
-            Some(opening) => {
-                fits(&opening, &located, opts.cache)?;
-                opening.again(serving.newest.upgrade(), &located)?
+        let Openings { writer, reader, pair } = self.open.entry(located.identity).or_default();
+        let (serving, other) = if opts.read_only { (reader, writer) } else { (writer, reader) };
+        let (open, other) = (serving.opening.upgrade(), other.opening.upgrade());
+        for opening in [&open, &other].into_iter().flatten() {
+            fits(opening, &located, opts.cache)?;
+        }
+        let component = match open {
+            Some(opening) => opening.again(serving.newest.upgrade(), &located)?,
+            None => {
+                let cache = match other.as_ref().map(|other| other.access) {
+                    Some(Access::Buffered) => Cache::Buffered,
+                    _ => opts.cache,
+                };
+                Arc::new(pair.open(&mut self.fence, &located, &Options { cache, ..*opts })?)
             }
-            None => match reader {
-                None => Arc::new(self.fence.open(&located, opts)?),
-                Some(reader) => beside(&mut self.fence, &reader, &located, opts)?,
-            },
         };
         serving.keep(&component);
         Ok(component)
-    }
-}
-
-/// Opens a writer beside this process's own reader. The reader's locks cannot be told from a stranger's, so
-/// those that exclude a writer are given up; from then on the writer's locks, which the reader keeps alive,
-/// stand for both. A stranger who writes in between makes the opening fail.
-fn beside(fence: &mut Fence, reader: &Opening, located: &Located, opts: &Options) -> Result<Arc<Component>, OpenError> {
-    let io_error = |source| OpenError::Io { path: located.path.clone(), doing: "cannot change its locks", source };
-    // A file system without locks has already been warned of, and there is nothing to give up.
-    let locked = locks::let_writer_in(&reader.file()).is_ok();
-    match fence.open(located, opts) {
-        Ok(writer) => {
-            let writer = Arc::new(writer);
-            // Never set before: a writer that a reader keeps alive is found by its Weak and shared.
-            let _ = reader.writer.set(writer.opening.clone());
-            Ok(writer)
-        }
-        Err(error) => {
-            if locked {
-                locks::shut_writers_out(&reader.file()).map_err(io_error)?;
-            }
-            Err(error)
-        }
     }
 }
 

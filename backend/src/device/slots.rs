@@ -3,19 +3,20 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use super::component::Component;
+use super::component::{Component, Identity};
 use crate::map::{DevIx, LookupError};
 
 /// Most components that a process has numbers for.
 const MOST: usize = 1 << u16::BITS;
 
-/// Gives components their numbers. A number belongs to a component until nothing has that component any more: every
-/// chain, queue and statistic that knows it by its number also keeps it.
+/// Gives component devices their numbers. All components that were made of one device, for reading and for writing, before
+/// it grew and after, have the same one; in a chain one of them stands for it. A number belongs to a device until nothing
+/// has a component of it any more: every chain, queue and statistic that knows it by its number also keeps one.
 #[derive(Debug, Default)]
 pub struct Slots {
-    places: Vec<Weak<Component>>,
-    // By address: no other component can have it as long as a Weak keeps its memory.
-    by_address: HashMap<usize, DevIx>,
+    // The components of each device, none of them dead when it was last looked at.
+    places: Vec<Vec<Weak<Component>>>,
+    by_identity: HashMap<Identity, DevIx>,
     // Descending, so that the lowest is taken first: vectors indexed by them stay short.
     free: Vec<DevIx>,
     since_sweep: usize,
@@ -27,8 +28,12 @@ impl Slots {
     /// # Errors
     /// There are 65536 other components (EMFILE).
     pub fn slot(&mut self, component: &Arc<Component>) -> Result<DevIx, LookupError> {
-        let address = Arc::as_ptr(component).addr();
-        if let Some(ix) = self.by_address.get(&address) {
+        if let Some(ix) = self.by_identity.get(&component.identity) {
+            let known = &mut self.places[usize::from(ix.0)];
+            if !known.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(component))) {
+                known.retain(|known| known.strong_count() > 0);
+                known.push(Arc::downgrade(component));
+            }
             return Ok(*ix);
         }
         // Often enough that the dead do not outnumber the living, and seldom enough that many components cost no more
@@ -41,8 +46,8 @@ impl Slots {
             None => self.append()?,
         };
         self.since_sweep += 1;
-        self.places[usize::from(ix.0)] = Arc::downgrade(component);
-        self.by_address.insert(address, ix);
+        self.places[usize::from(ix.0)] = vec![Arc::downgrade(component)];
+        self.by_identity.insert(component.identity, ix);
         Ok(ix)
     }
 
@@ -52,20 +57,18 @@ impl Slots {
             why: format!("{MOST} component devices are open in this process, and there are no numbers for more"),
             help: Some("remove devices whose components are not needed any more".into()),
         })?;
-        self.places.push(Weak::new());
+        self.places.push(Vec::new());
         Ok(ix)
     }
 
     fn sweep(&mut self) {
         self.since_sweep = 0;
-        let places = &self.places;
-        self.by_address.retain(|_, ix| places[usize::from(ix.0)].strong_count() > 0);
         for place in &mut self.places {
-            if place.strong_count() == 0 {
-                *place = Weak::new();
-            }
+            place.retain(|component| component.strong_count() > 0);
         }
-        let dead = (0..=u16::MAX).map(DevIx).zip(&self.places).filter(|(_, place)| place.strong_count() == 0);
+        let places = &self.places;
+        self.by_identity.retain(|_, ix| !places[usize::from(ix.0)].is_empty());
+        let dead = (0..=u16::MAX).map(DevIx).zip(&self.places).filter(|(_, place)| place.is_empty());
         self.free = dead.map(|(ix, _)| ix).collect();
         self.free.reverse();
     }
@@ -119,6 +122,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_made_of_one_device_has_one_number() {
+        let mut slots = Slots::default();
+        let (first, other, second) = (component(7), component(8), component(7));
+        let ix = slots.slot(&first).unwrap();
+        assert_eq!(slots.slot(&second).unwrap(), ix);
+        assert_ne!(slots.slot(&other).unwrap(), ix);
+        drop(first);
+        slots.sweep();
+        assert_eq!(slots.slot(&second).unwrap(), ix, "it is there as long as one of them is");
+        drop(second);
+        slots.sweep();
+        assert_eq!(slots.slot(&component(9)).unwrap(), ix);
+    }
+
+    #[test]
     fn one_component_after_another_takes_no_further_numbers() {
         let mut slots = Slots::default();
         for n in 0..1000 {
@@ -133,7 +151,7 @@ mod tests {
         assert_eq!(slots.slot(&first).unwrap(), DevIx(0));
         // So many open files no process has; what counts is that their places are taken.
         let dear = component(1);
-        slots.places.resize(MOST, Arc::downgrade(&dear));
+        slots.places.resize(MOST, vec![Arc::downgrade(&dear)]);
         let error = slots.slot(&component(2)).unwrap_err();
         assert_eq!(error.errno, "EMFILE");
         assert_eq!(slots.slot(&first).unwrap(), DevIx(0));

@@ -27,6 +27,7 @@ pub struct Mapping {
     // Before `memory`: the range must not be guarded any more when it is unmapped.
     guard: Guard,
     memory: MmapRegion<()>,
+    writable: bool,
 }
 
 impl Mapping {
@@ -45,7 +46,7 @@ impl Mapping {
         let file = FileOffset::new(file.try_clone()?, 0);
         let memory = MmapRegion::build(Some(file), len, prot, flags).map_err(io::Error::other)?;
         let present = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Ok(Mapping { present, guard: Guard::new(memory.as_ptr() as usize, len, page)?, memory })
+        Ok(Mapping { present, guard: Guard::new(memory.as_ptr() as usize, len, page)?, memory, writable })
     }
 
     /// Bytes `[at, at + len)` of the file; `None` when they are not all in it.
@@ -100,6 +101,12 @@ impl Mapping {
             let above = if index == last / BITS { (u64::MAX << (last % BITS)) << 1 } else { 0 };
             word.fetch_and(below | above, Ordering::Relaxed);
         }
+    }
+
+    /// Whether bytes of it may be changed; that of a file that is open for reading alone would be a crash.
+    #[inline]
+    pub fn is_writable(&self) -> bool {
+        self.writable
     }
 
     /// Whether a part of the file was found missing (it was truncated, or its file system was full). From then on the

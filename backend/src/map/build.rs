@@ -27,6 +27,10 @@ pub(super) struct Area<'t> {
     pub start_span: Span,
     pub len: u64,
     pub lower: Lower,
+    /// Whether the target writes there.
+    pub write: bool,
+    /// Nothing of the disk is there: see [`stateful::Position::aside`].
+    pub aside: bool,
 }
 
 impl Area<'_> {
@@ -47,8 +51,10 @@ impl Area<'_> {
 
     pub fn limits(&self) -> Stacked {
         match &self.lower {
-            Lower::Device { limits, .. } => Stacked::from(limits),
-            Lower::Map(map) => map.limits,
+            Lower::Device { limits, .. } if self.write => Stacked::from(limits),
+            Lower::Device { limits, .. } => Stacked::from(limits).for_reading(),
+            Lower::Map(map) if self.write => map.limits,
+            Lower::Map(map) => map.limits.for_reading(),
         }
     }
 }
@@ -78,14 +84,17 @@ pub(super) fn build(
     if !read_only {
         overlap::warn(source, &resolved, &names, &mut warnings);
     }
-    let flush_set = flush_set(&flat.segments);
-    let mut devices: BTreeSet<DevIx> = flush_set.iter().copied().collect();
+    let (mut devices, flush_set) = reached(&flat.segments);
     devices.extend(flat.targets.iter().flat_map(|target| target.devices()));
+    let mut written = flush_set.clone();
+    written.extend(flat.targets_write.iter().flat_map(|written| written.iter()));
     let map = Map {
-        flush_set,
+        flush_set: flush_set.into_iter().collect(),
+        written: written.into_iter().collect(),
         devices: devices.into_iter().collect(),
         own: flat.own.into(),
         targets: flat.targets.into(),
+        targets_write: flat.targets_write.into(),
         index: Index::new(&flat.starts, flat.end),
         starts: flat.starts.into(),
         segments: flat.segments.into(),
@@ -102,7 +111,7 @@ pub(super) fn build(
 pub(crate) fn served(type_name: &str) -> bool {
     matches!(
         type_name,
-        "linear" | "striped" | "zero" | "error" | "delay" | "flakey" | "dust" | "unstriped" | "switch" | "ebs"
+        "linear" | "striped" | "zero" | "error" | "delay" | "flakey" | "dust" | "unstriped" | "switch" | "ebs" | "log-writes"
     )
 }
 
@@ -118,7 +127,7 @@ fn look_up<'t>(source: &Source, line: &'t Line, resolve: Resolve<'_>) -> Result<
     }
     let mut area = |dev: &'t DevRef, start: u64, start_span, len: u64, failure: &str| {
         let lower = resolve(dev).map_err(|error| refused(source, dev, failure, error))?;
-        Ok(Area { dev, start, start_span, len, lower })
+        Ok(Area { dev, start, start_span, len, lower, write: true, aside: false })
     };
     match &line.target {
         Target::Linear(linear) => Ok(vec![area(
@@ -157,7 +166,13 @@ fn look_up<'t>(source: &Source, line: &'t Line, resolve: Resolve<'_>) -> Result<
             let area = |(n, at): (usize, stateful::Position<'t>)| {
                 let failed = |error: LookupError| because(source, at.dev, other.lookup_failed(n, error.errno), error);
                 let lower = resolve(at.dev).map_err(failed)?;
-                Ok(Area { dev: at.dev, start: at.start.get(), start_span: at.start_span, len, lower })
+                let start = if at.aside { at.start } else { at.start + stateful::shift(other, line.start) };
+                let (start, write, aside) = (start.get(), at.write, at.aside);
+                let mut area = Area { dev: at.dev, start, start_span: at.start_span, len, lower, write, aside };
+                if aside {
+                    area.len = area.size();
+                }
+                Ok(area)
             };
             let areas: Vec<Area<'t>> = positions.map(area).collect::<Result<_, _>>()?;
             stateful::check(source, line, &areas)?;
@@ -204,6 +219,7 @@ struct Flat<'p> {
     end: u64,
     depth: u32,
     targets: Vec<Arc<Stateful>>,
+    targets_write: Vec<Arc<[DevIx]>>,
     own: Vec<(u64, u32)>,
     // Lower maps whose targets are among `targets`, with the number of the first.
     above: HashMap<*const Map, u32>,
@@ -216,6 +232,7 @@ impl Flat<'_> {
         let first = *self.above.entry(Arc::as_ptr(map)).or_insert(next);
         if first == next {
             self.targets.extend(map.targets().iter().cloned());
+            self.targets_write.extend(map.targets_write.iter().cloned());
         }
         first
     }
@@ -251,24 +268,13 @@ impl Flat<'_> {
             Lower::Map(map) => {
                 let first = self.first_target(map);
                 for (segment, into, take) in map.covered(area.start, area.len) {
-                    let clipped = match segment {
-                        Segment::Linear { dev, start } => Segment::Linear { dev: *dev, start: start + into },
-                        Segment::Striped(striped) => {
-                            self.depth = self.depth.max(map.depth);
-                            let clipped = striped.clipped(into);
-                            Segment::Striped(Box::new(if first > 0 { clipped.renumbered(first) } else { clipped }))
-                        }
-                        Segment::Unstriped(unstriped) => {
-                            self.depth = self.depth.max(map.depth);
-                            let clipped = unstriped.clipped(into);
-                            Segment::Unstriped(Box::new(if first > 0 { clipped.renumbered(first) } else { clipped }))
-                        }
-                        Segment::Zero => Segment::Zero,
-                        Segment::Error => Segment::Error,
-                        Segment::Target { target, skip } => {
-                            Segment::Target { target: target + first, skip: skip + into }
-                        }
-                    };
+                    if let Segment::Striped(_) | Segment::Unstriped(_) = segment.inner() {
+                        self.depth = self.depth.max(map.depth);
+                    }
+                    let mut clipped = segment.clipped(into);
+                    if first > 0 {
+                        clipped.renumber(first);
+                    }
                     self.push(source, line, clipped, take)?;
                 }
                 Ok(())
@@ -283,13 +289,17 @@ impl Flat<'_> {
             Some(target) => target.again(legs),
             None => stateful::make(source, line, areas, legs)?,
         };
-        let number = self.own_target(line, target);
+        let number = self.own_target(line, target, areas);
         self.push(source, line, Segment::Target { target: number, skip: 0 }, line.len.get())
     }
 
     /// The number of a line's target.
-    fn own_target(&mut self, line: &Line, target: Stateful) -> u32 {
+    fn own_target(&mut self, line: &Line, target: Stateful, areas: &[Area<'_>]) -> u32 {
+        let written = areas.iter().filter(|area| area.write);
+        self.targets_write.push(written.flat_map(|area| own_leg(area).written().to_vec()).collect());
         let number = self.targets.len() as u32;
+        let written = areas.iter().filter(|area| area.write);
+        self.targets_write.push(written.flat_map(|area| own_leg(area).written().to_vec()).collect());
         self.targets.push(Arc::new(target));
         self.own.push((line.start.get(), number));
         number
@@ -304,14 +314,21 @@ impl Flat<'_> {
     ) -> Result<(), Diagnostic> {
         let (before, (chunk, row)) = stateful::unstriped(unstriped);
         let (start, len) = (area.start + before, area.len - before);
-        let stripe = Area { dev: area.dev, start, start_span: area.start_span, len, lower: area.lower.clone() };
+        let stripe = Area {
+            dev: area.dev,
+            start,
+            start_span: area.start_span,
+            len,
+            lower: area.lower.clone(),
+            write: area.write,
+        };
         // The only stripe is the whole, or what is left of it.
         if chunk == row {
             return self.add_linear(source, line, &stripe);
         }
         let target = stateful::make(source, line, std::slice::from_ref(&stripe), vec![own_leg(&stripe)])?;
         let leg = self.leg(source, &stripe)?;
-        let number = self.own_target(line, target);
+        let number = self.own_target(line, target, std::slice::from_ref(&stripe));
         let segment = super::Unstriped::new(leg, (chunk, row), number);
         self.push(source, line, Segment::Unstriped(Box::new(segment)), line.len.get())
     }
@@ -377,31 +394,30 @@ fn too_many(source: &Source, line: &Line) -> Diagnostic {
         )
 }
 
-/// Devices whose data a write can reach.
-fn flush_set(segments: &[Segment]) -> Box<[DevIx]> {
-    let mut reached = BTreeSet::new();
+/// Devices whose data a request can reach, and of them those that a write can; without what is behind stateful targets.
+fn reached(segments: &[Segment]) -> (BTreeSet<DevIx>, BTreeSet<DevIx>) {
+    let (mut all, mut written) = (BTreeSet::new(), BTreeSet::new());
     // Clipped parts of one striped line share their stripes, of which there may be many.
     let mut seen = HashSet::new();
     for segment in segments {
-        match segment {
+        let read_only = matches!(segment, Segment::ReadOnly(_));
+        match segment.inner() {
             Segment::Linear { dev, .. } => {
-                reached.insert(*dev);
+                all.insert(*dev);
+                written.extend((!read_only).then_some(*dev));
             }
-            Segment::Striped(striped) if seen.insert(striped.legs.as_ptr()) => {
+            Segment::Striped(striped) if seen.insert((striped.legs.as_ptr(), read_only)) => {
                 for leg in striped.legs.iter() {
-                    match leg {
-                        Leg::Device { dev, .. } => {
-                            reached.insert(*dev);
-                        }
-                        Leg::Map { map, .. } => reached.extend(map.flush_set.iter()),
-                    }
+                    all.extend(leg.devices());
+                    written.extend(leg.flush_set().iter().filter(|_| !read_only));
                 }
             }
-            // Targets flush what they lie on.
-            Segment::Striped(_) | Segment::Unstriped(_) | Segment::Zero | Segment::Error | Segment::Target { .. } => {}
+            // What is written there, its target writes and flushes.
+            Segment::Unstriped(unstriped) => all.extend(unstriped.leg.devices()),
+            _ => {}
         }
     }
-    reached.into_iter().collect()
+    (all, written)
 }
 
 fn names(resolved: &[Resolved<'_>]) -> BTreeMap<DevIx, Arc<str>> {

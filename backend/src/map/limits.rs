@@ -12,6 +12,9 @@ use crate::device;
 /// Longest discard of a target without devices: the kernel's `UINT_MAX` sectors (2 TiB).
 const NO_DEVICE_DISCARD: u64 = u32::MAX as u64;
 
+/// Longest discard of a log-writes target whose device takes none, in sectors.
+const LOGGED_DISCARD: u64 = (u32::MAX / SECTOR_SIZE as u32) as u64;
+
 /// Alignment warnings given one by one; the rest is a number. A table of thousands of lines on a disk with
 /// 4 KiB physical blocks may earn one for every line.
 const MOST_WARNINGS: usize = 8;
@@ -157,6 +160,13 @@ impl Stacked {
         fits
     }
 
+    /// The same for a place that is only read: what it cannot do to its data, it need not.
+    pub(super) fn for_reading(self) -> Stacked {
+        let granularity = self.logical_block;
+        let discard = Some(StackedDiscard { granularity, max_sectors: NO_DEVICE_DISCARD });
+        Stacked { discard, write_zeroes: true, ..self }
+    }
+
     /// What a target adds of its own (`io_hints`).
     fn hint(&mut self, target: &Target) {
         match target {
@@ -182,6 +192,12 @@ impl Stacked {
                     StackedDiscard { granularity, ..discard }
                 };
                 self.discard = self.discard.map(whole);
+            }
+            // Those that its device does not take are logged, too.
+            Target::LogWrites(_) => {
+                self.io_min = self.physical_block;
+                let logged = StackedDiscard { granularity: self.logical_block, max_sectors: LOGGED_DISCARD };
+                self.discard.get_or_insert(logged);
             }
             // The kernel's takes no discards.
             Target::Unstriped(unstriped) => {
@@ -210,7 +226,7 @@ pub(super) fn calculate(
     for resolved in lines {
         let line = resolved.line;
         let mut target = Stacked::unbounded();
-        for area in &resolved.areas {
+        for area in resolved.areas.iter().filter(|area| !area.aside) {
             let limits = area.limits();
             if !target.stack(&limits, area.start) {
                 misaligned += 1;
@@ -224,7 +240,7 @@ pub(super) fn calculate(
         // one. The kernel's does.
         let devices = target.logical_block;
         target.hint(&line.target);
-        for area in &resolved.areas {
+        for area in resolved.areas.iter().filter(|area| !area.aside) {
             check_area(source, resolved, area, target.logical_block.max(devices))?;
         }
         if !whole.stack(&target, 0) {

@@ -39,7 +39,7 @@ use index::Index;
 pub use limits::{Stacked, StackedDiscard};
 pub use overlap::{Shared, shared};
 pub use place::Place;
-pub use stateful::{Position, positions, reach};
+pub use stateful::{Position, positions, reach, writes};
 use stripe::Striped;
 pub use stripe::{Key, Leg};
 use unstripe::Unstriped;
@@ -141,6 +141,42 @@ enum Segment {
         target: u32,
         skip: u64,
     },
+    /// Of a read-only device below one that is not: reads go where they would go, anything else fails. Never one in another.
+    ReadOnly(Box<Segment>),
+}
+
+impl Segment {
+    /// The segment itself, whether or not it may be written.
+    fn inner(&self) -> &Segment {
+        match self {
+            Segment::ReadOnly(inner) => inner,
+            other => other,
+        }
+    }
+
+    /// The same, beginning `sectors` later.
+    fn clipped(&self, sectors: u64) -> Segment {
+        match self {
+            Segment::Linear { dev, start } => Segment::Linear { dev: *dev, start: start + sectors },
+            Segment::Striped(striped) => Segment::Striped(Box::new(striped.clipped(sectors))),
+            Segment::Unstriped(unstriped) => Segment::Unstriped(Box::new(unstriped.clipped(sectors))),
+            Segment::Zero => Segment::Zero,
+            Segment::Error => Segment::Error,
+            Segment::Target { target, skip } => Segment::Target { target: *target, skip: skip + sectors },
+            Segment::ReadOnly(inner) => Segment::ReadOnly(Box::new(inner.clipped(sectors))),
+        }
+    }
+
+    /// The same among other targets: those of its map have numbers from `first` on.
+    fn renumber(&mut self, first: u32) {
+        match self {
+            Segment::Target { target, .. } => *target += first,
+            Segment::Striped(striped) => **striped = striped.renumbered(first),
+            Segment::Unstriped(unstriped) => **unstriped = unstriped.renumbered(first),
+            Segment::ReadOnly(inner) => inner.renumber(first),
+            Segment::Linear { .. } | Segment::Zero | Segment::Error => {}
+        }
+    }
 }
 
 /// Where the data of a disk is: sector ranges in order, from sector 0 without a gap.
@@ -164,6 +200,10 @@ pub struct Map {
     own: Box<[(u64, u32)]>,
     /// Stateful targets that its segments lead to, those of lower maps included.
     targets: Box<[Arc<Stateful>]>,
+    /// What each of them writes.
+    targets_write: Box<[Arc<[DevIx]>]>,
+    /// Sorted, without repetition: those of the flush set and those that stateful targets write.
+    written: Box<[DevIx]>,
     /// Striped levels that a walk has to recurse through.
     depth: u32,
     /// The mapped device that it is the table of.
@@ -271,14 +311,7 @@ impl Map {
     /// The same map for use among other targets: its own have numbers from `first` on.
     fn renumbered(&self, first: u32) -> Map {
         let mut map = self.clone();
-        for segment in &mut map.segments {
-            match segment {
-                Segment::Target { target, .. } => *target += first,
-                Segment::Striped(striped) => **striped = striped.renumbered(first),
-                Segment::Unstriped(unstriped) => **unstriped = unstriped.renumbered(first),
-                Segment::Linear { .. } | Segment::Zero | Segment::Error => {}
-            }
-        }
+        map.segments.iter_mut().for_each(|segment| segment.renumber(first));
         map
     }
 
@@ -290,6 +323,29 @@ impl Map {
     /// The devices that a request can reach, ascending, each once.
     pub fn devices(&self) -> &[DevIx] {
         &self.devices
+    }
+
+    /// The devices that a request, or a stateful target by itself, can write to; ascending, each once. The others are read at
+    /// most.
+    pub fn written(&self) -> &[DevIx] {
+        &self.written
+    }
+
+    /// The same map where nothing may be written: whatever is not a read or a flush fails. For a read-only device that a
+    /// writable one lies on. (The kernel only warns of such writes, and does them: `bio_check_ro` of blk-core.c.)
+    pub fn for_reading(&self) -> Map {
+        let guarded = |segment: &Segment| match segment {
+            Segment::Error | Segment::ReadOnly(_) => segment.clone(),
+            other => Segment::ReadOnly(Box::new(other.clone())),
+        };
+        Map {
+            segments: self.segments.iter().map(guarded).collect(),
+            targets_write: self.targets_write.iter().map(|_| Arc::default()).collect(),
+            written: Box::default(),
+            flush_set: Box::default(),
+            limits: self.limits.for_reading(),
+            ..self.clone()
+        }
     }
 
     /// The devices that a flush must reach, ascending, each once: those that a write to this disk can reach.

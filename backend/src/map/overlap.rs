@@ -138,7 +138,8 @@ fn of_stripe(unstriped: &Unstriped, len: u64, area: &Area<'_>, add: &mut dyn FnM
 fn device_ranges(map: &Map, at: u64, len: u64, add: &mut dyn FnMut(DevIx, u64, u64) -> bool) -> bool {
     map.covered(at, len).all(|(segment, into, take)| match segment {
         // What lies under a stateful target is its own affair.
-        Segment::Zero | Segment::Error | Segment::Target { .. } => true,
+        // Nor does a place that is only read disturb another.
+        Segment::Zero | Segment::Error | Segment::Target { .. } | Segment::ReadOnly(_) => true,
         Segment::Linear { dev, start } => add(*dev, start + into, take),
         Segment::Unstriped(unstriped) if take / unstriped.chunk > MOST_CHUNKS => true,
         Segment::Unstriped(unstriped) => unstriped.chunks(into, take).all(|(into, take)| match &unstriped.leg {

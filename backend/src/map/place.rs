@@ -27,7 +27,7 @@ impl Place<'_> {
     /// Where it leads, for people: device and first sector there, for each stripe.
     pub fn to(&self) -> String {
         let name = |dev: &DevIx| self.names.get(dev).map_or("?", |name| &**name);
-        match self.segment {
+        match self.segment.inner() {
             Segment::Linear { dev, start } => format!("{} {start}", name(dev)),
             Segment::Striped(striped) => {
                 let mut text = format!("{} stripes of {} sectors", striped.legs.len(), striped.chunk);
@@ -50,7 +50,7 @@ impl Place<'_> {
                 };
                 format!("{chunk} of every {row} sectors, {from}")
             }
-            Segment::Zero | Segment::Error | Segment::Target { .. } => String::new(),
+            Segment::Zero | Segment::Error | Segment::Target { .. } | Segment::ReadOnly(_) => String::new(),
         }
     }
 }
@@ -61,13 +61,13 @@ impl Map {
         self.segments.iter().enumerate().map(|(i, segment)| Place {
             start: self.starts[i],
             len: self.segment_end(i) - self.starts[i],
-            target: match segment {
+            target: match segment.inner() {
                 Segment::Linear { .. } => "linear",
                 Segment::Striped(_) => "striped",
                 Segment::Unstriped(_) => "unstriped",
                 Segment::Zero => "zero",
                 Segment::Error => "error",
-                Segment::Target { .. } => "stateful",
+                Segment::Target { .. } | Segment::ReadOnly(_) => "stateful",
             },
             segment,
             names: &self.names,

@@ -1,11 +1,13 @@
 //! From a line of a table to its stateful target.
 
-use dm_table::{DevRef, Diagnostic, Ebs, Line, SECTOR_SIZE, Sectors, Source, Span, Target};
+use std::collections::HashSet;
+
+use dm_table::{DevRef, Diagnostic, Ebs, Line, SECTOR_SIZE, Sectors, Source, Span, Table, Target};
 
 use super::build::Area;
 use super::stripe::Leg;
 use crate::stats;
-use crate::targets::{self, Class, Corrupt, Delay, Dust, Features, Flakey, Stateful, Switch, Unstriped};
+use crate::targets::{self, Class, Corrupt, Delay, Dust, Features, Flakey, LogWrites, Stateful, Switch, Unstriped};
 
 /// A device that a line names, and from which sector on.
 pub struct Position<'t> {
@@ -17,11 +19,13 @@ pub struct Position<'t> {
     pub start_span: Span,
     /// Whether the target writes there.
     pub write: bool,
+    /// The whole device is for the target's own records: nothing of the disk is on it, and its limits are not the disk's.
+    pub aside: bool,
 }
 
 impl<'t> Position<'t> {
     fn written(dev: &'t DevRef, start: Sectors, start_span: Span) -> Position<'t> {
-        Position { dev, start, start_span, write: true }
+        Position { dev, start, start_span, write: true, aside: false }
     }
 }
 
@@ -35,6 +39,7 @@ pub(super) fn is_one(target: &Target) -> bool {
             | Target::Unstriped(_)
             | Target::Switch(_)
             | Target::Ebs(_)
+            | Target::LogWrites(_)
     )
 }
 
@@ -57,8 +62,27 @@ pub fn positions(target: &Target) -> Vec<Position<'_>> {
             switch.paths.iter().map(|path| Position::written(&path.dev, path.start, path.start_span)).collect()
         }
         Target::Ebs(ebs) => vec![Position::written(&ebs.dev, ebs.start, ebs.start_span)],
+        Target::LogWrites(log_writes) => {
+            let [dev, log] =
+                [&log_writes.dev, &log_writes.log].map(|dev| Position::written(dev, Sectors::ZERO, dev.span));
+            vec![dev, Position { aside: true, ..log }]
+        }
         _ => Vec::new(),
     }
+}
+
+/// The devices that the lines of a table write to, as the table names them.
+pub fn writes(table: &Table) -> HashSet<&str> {
+    fn of_line(line: &Line) -> Vec<&str> {
+        match &line.target {
+            Target::Linear(linear) => vec![&linear.dev.text],
+            Target::Striped(striped) => striped.stripes.iter().map(|stripe| stripe.dev.text.as_str()).collect(),
+            // Nothing reaches what an error line names.
+            Target::Error(_) | Target::Zero => Vec::new(),
+            other => positions(other).into_iter().filter(|at| at.write).map(|at| at.dev.text.as_str()).collect(),
+        }
+    }
+    table.lines.iter().flat_map(of_line).collect()
 }
 
 /// Sectors of the blocks in which an ebs line reads and writes its device, whose own are of `logical_block` bytes.
@@ -82,12 +106,30 @@ pub(super) fn check(source: &Source, line: &Line, areas: &[Area<'_>]) -> Result<
 
 /// What it finds worth a word.
 pub(super) fn remark(source: &Source, line: &Line, areas: &[Area<'_>]) -> Option<Diagnostic> {
+    if let (Target::LogWrites(target), [dev, log]) = (&line.target, areas) {
+        let (own, its) = (dev.limits().logical_block, log.limits().logical_block);
+        return (own < its).then(|| {
+            let reason = format!("log-writes: entries have blocks of {own} bytes, as {}", dev.name());
+            Diagnostic::warning(source, target.log.span, reason)
+                .found(format!("{}, with blocks of {its} bytes", log.name()))
+                .help("it may refuse them, and then nothing is logged: a log on a file or device with small blocks works")
+        });
+    }
     let (Target::Ebs(ebs), [area]) = (&line.target, areas) else { return None };
     let superfluous = ebs.underlying.is_none() && underlying(ebs, area.limits().logical_block) == ebs.emulated;
     superfluous.then(|| {
         let reason = "ebs: Emulation superfluous: emulated equal to underlying block size";
         Diagnostic::warning(source, line.span, reason).help("a linear line does the same")
     })
+}
+
+/// How far behind its positions a line that begins at `start` begins on its devices. Some targets of the kernel do not take
+/// the line's start off.
+pub fn shift(target: &Target, start: Sectors) -> Sectors {
+    match target {
+        Target::LogWrites(_) => start,
+        _ => Sectors::ZERO,
+    }
 }
 
 /// How many sectors of its devices a line of `len` sectors can reach, from where it begins on each.
@@ -145,6 +187,16 @@ pub(super) fn make(source: &Source, line: &Line, areas: &[Area<'_>], legs: Vec<L
         Target::Ebs(ebs) => {
             let block = underlying(ebs, area.limits().logical_block);
             Ok(Stateful::Ebs(targets::Ebs::new(leg, line.len.get(), block.get())))
+        }
+        Target::LogWrites(_) => {
+            let (Some(log), Some(log_area)) = (legs.get(1), areas.get(1)) else {
+                return Err(wrong("it names no device for the log".into()));
+            };
+            let limits = area.limits();
+            let place = (area.start, limits.logical_block);
+            let made = LogWrites::new(leg, place, log.clone(), log_area.size());
+            let made = made.map_err(|error| wrong(format!("no memory: {error}")))?;
+            Ok(Stateful::LogWrites(made.passing_discards(limits.discard.is_some())))
         }
         Target::Unstriped(line) => Ok(Stateful::Unstriped(Unstriped::new(leg, unstriped(line).1))),
         _ => Err(wrong("it is not stateful".into())),

@@ -70,14 +70,14 @@ impl Leg {
         }
     }
 
-    /// Cuts `len` sectors at `at` of the range into pieces, as [`Map::pieces`].
-    pub fn pieces(&self, at: Sectors, len: Sectors, f: &mut impl FnMut(Piece)) {
+    /// Cuts `len` sectors at `at` of the range into pieces, as [`Map::cut`].
+    pub fn cut(&self, at: Sectors, len: Sectors, write: bool, f: &mut impl FnMut(Piece)) {
         match self {
             Leg::Device { dev, start } => {
                 let step = Step::Device { dev: *dev, at: Sectors::new(start + at.get()) };
                 f(Piece { step, skip: Sectors::ZERO, len, segment: 0 });
             }
-            Leg::Map { map, start } => map.walk(start + at.get(), len.get(), 0, None, f),
+            Leg::Map { map, start } => map.walk((start + at.get(), len.get(), write), 0, None, f),
         }
     }
 
@@ -102,6 +102,14 @@ impl Leg {
         match self {
             Leg::Device { dev, .. } => std::slice::from_ref(dev),
             Leg::Map { map, .. } => map.flush_set(),
+        }
+    }
+
+    /// Component devices that can be written by way of it.
+    pub fn written(&self) -> &[DevIx] {
+        match self {
+            Leg::Device { dev, .. } => std::slice::from_ref(dev),
+            Leg::Map { map, .. } => map.written(),
         }
     }
 

@@ -134,7 +134,7 @@ fn what_lies_beyond_the_end_fails_and_does_not_panic() {
     let map = World::new().map("0 10 linear a 100");
     let walked = |at, len| {
         let mut out = Vec::new();
-        map.walk(at, len, 0, None, &mut |piece| {
+        map.walk((at, len, false), 0, None, &mut |piece| {
             let (what, at) = name(piece.step);
             out.push((what, at, piece.skip.get(), piece.len.get()));
         });
@@ -156,7 +156,7 @@ fn an_empty_table_is_an_empty_map() {
     assert_eq!(map.limits().discard, None);
     assert!(map.flush_set().is_empty());
     let mut steps = Vec::new();
-    map.walk(0, 8, 0, None, &mut |piece| steps.push(piece.step));
+    map.walk((0, 8, false), 0, None, &mut |piece| steps.push(piece.step));
     assert_eq!(steps, [Step::Error]);
 }
 
@@ -216,6 +216,60 @@ fn a_stripe_over_one_linear_piece_is_a_stripe_over_the_device() {
     // The third chunk of each stripe crosses into the lower map's next line.
     assert_eq!(pieces(&map, 32, 16), [("a", 146, 0, 4), ("b", 0, 4, 4), ("b", 96, 8, 4), ("zero", 0, 12, 4)]);
     assert_eq!(map.flush_set(), [DevIx(0), DevIx(1)]);
+}
+
+/// The steps of a request to write, and those of a discard.
+fn changes(map: &Map, at: u64, len: u64) -> (Vec<Step>, Vec<Step>) {
+    let (at, len, mut both) = (Sectors::new(at), Sectors::new(len), (Vec::new(), Vec::new()));
+    map.cut(at, len, true, &mut |piece| both.0.push(piece.step));
+    map.ranges(at, len, &mut |step, _, _| both.1.push(step));
+    both
+}
+
+#[test]
+fn what_lies_on_a_read_only_device_is_read_and_not_written() {
+    let mut world = World::new();
+    world.stack("low", "0 8 linear b 100\n8 8 zero\n16 8 error\n24 16 striped 2 4 b 0 b 500\n40 8 delay b 300 0");
+    world.known.values_mut().for_each(|lower| {
+        if let Lower::Map(map) = lower {
+            *lower = Lower::Map(Arc::new(map.for_reading()));
+        }
+    });
+    let low = "/dev/mapper/low";
+    let map = world
+        .map(&format!("0 8 delay a 0 0\n8 48 linear {low} 0\n56 16 striped 2 4 {low} 4 a 8\n72 8 delay {low} 0 0"));
+    let ours = [DevIx(0)];
+    assert_eq!((map.written(), map.flush_set()), (&ours[..], &ours[..]));
+    assert_eq!(map.devices(), [DevIx(0), DevIx(1)]);
+    assert!(map.limits().discard.is_some());
+    let read = [pieces(&map, 8, 40), pieces(&map, 56, 16)].concat();
+    assert_eq!(&read[..3], [("b", 100, 0, 8), ("zero", 0, 8, 8), ("error", 0, 16, 8)]);
+    assert_eq!(&read[3..7], [("b", 0, 24, 4), ("b", 500, 28, 4), ("b", 4, 32, 4), ("b", 504, 36, 4)]);
+    assert_eq!(&read[7..], [("b", 104, 0, 4), ("a", 8, 4, 4), ("zero", 0, 8, 4), ("a", 12, 12, 4)]);
+    for sector in 8..56 {
+        assert_eq!(changes(&map, sector, 1), (vec![Step::Error], vec![Step::Error]), "{sector}");
+    }
+    let to = |at| Step::Device { dev: DevIx(0), at: Sectors::new(at) };
+    assert_eq!(changes(&map, 56, 8), (vec![Step::Error, to(8)], vec![Step::Error, to(8)]));
+    // A target over it is asked, and cannot do it either.
+    let under = |target: u32| map.target(target).unwrap().devices();
+    assert_eq!((under(0), under(2)), (vec![DevIx(0); 3], vec![DevIx(1); 3]));
+    let mut steps = Vec::new();
+    map.cut(Sectors::new(48), Sectors::new(8), false, &mut |piece| steps.push(piece.step));
+    assert_eq!(steps, [Step::Target { target: 1, at: Sectors::ZERO }], "its targets come after ours");
+}
+
+#[test]
+fn what_a_table_writes_and_what_it_only_names() {
+    let world = World::new();
+    let map = world.map("0 8 linear a 0\n8 8 error b 0\n16 8 zero\n24 8 flakey a 8 1 1");
+    assert_eq!(map.written(), [DevIx(0)]);
+    let source =
+        Source::new("test", "0 8 linear a 0\n8 8 error b 0\n16 16 striped 2 8 c 0 d 0\n32 8 delay e 0 1 f 0 1");
+    let file = dm_table::parse(Arc::new(source), Format::Auto).unwrap();
+    let mut written: Vec<&str> = writes(&file.devices[0].table).into_iter().collect();
+    written.sort_unstable();
+    assert_eq!(written, ["a", "c", "d", "e", "f"]);
 }
 
 #[test]

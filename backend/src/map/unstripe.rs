@@ -61,7 +61,7 @@ impl Unstriped {
         })
     }
 
-    pub fn walk<F: FnMut(Piece)>(&self, off: u64, len: u64, mut skip: u64, segment: u32, f: &mut F) {
+    pub fn walk<F: FnMut(Piece)>(&self, (off, len, write): (u64, u64, bool), mut skip: u64, segment: u32, f: &mut F) {
         for (into, take) in self.chunks(off, len) {
             match &self.leg {
                 Leg::Device { dev, start } => f(Piece {
@@ -70,7 +70,7 @@ impl Unstriped {
                     len: Sectors::new(take),
                     segment,
                 }),
-                Leg::Map { map, start } => Map::walk(map, start + into, take, skip, Some(segment), f),
+                Leg::Map { map, start } => Map::walk(map, (start + into, take, write), skip, Some(segment), f),
             }
             skip += take;
         }

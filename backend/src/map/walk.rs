@@ -10,11 +10,17 @@ impl Map {
     /// of a striped one, and gives the pieces to `f`: in order, none empty, together exactly the request.
     ///
     /// The caller has checked that the request lies within [`Map::len`]. What lies beyond becomes a
-    /// [`Step::Error`] piece rather than a wrong sector.
+    /// [`Step::Error`] piece rather than a wrong sector; so does what may not be written, if `write`.
+    #[inline]
+    pub fn cut(&self, at: Sectors, len: Sectors, write: bool, f: &mut impl FnMut(Piece)) {
+        self.debug_check(at, len);
+        self.walk((at.get(), len.get(), write), 0, None, f);
+    }
+
+    /// Cuts a request to read, as [`Map::cut`].
     #[inline]
     pub fn pieces(&self, at: Sectors, len: Sectors, f: &mut impl FnMut(Piece)) {
-        self.debug_check(at, len);
-        self.walk(at.get(), len.get(), 0, None, f);
+        self.cut(at, len, false, f);
     }
 
     /// Cuts a discard or write-zeroes of `len` sectors at `at` into ranges and gives them to `f`: one range per
@@ -57,7 +63,13 @@ impl Map {
     }
 
     /// `above`: the segment of the upper map that a lower one is walked for.
-    pub(super) fn walk<F: FnMut(Piece)>(&self, at: u64, len: u64, mut skip: u64, above: Option<u32>, f: &mut F) {
+    pub(super) fn walk<F: FnMut(Piece)>(
+        &self,
+        (at, len, write): (u64, u64, bool),
+        mut skip: u64,
+        above: Option<u32>,
+        f: &mut F,
+    ) {
         let mut covered = self.covered(at, len);
         while let Some((segment, into, take)) = covered.next() {
             let number = above.unwrap_or_else(|| covered.number());
@@ -66,13 +78,19 @@ impl Map {
                 Segment::Zero => Step::Zero,
                 Segment::Error => Step::Error,
                 Segment::Target { target, skip } => Step::Target { target: *target, at: Sectors::new(skip + into) },
+                Segment::ReadOnly(_) if write => Step::Error,
+                Segment::ReadOnly(inner) => {
+                    walk_inner(inner, (into, take), skip, number, f);
+                    skip += take;
+                    continue;
+                }
                 Segment::Striped(striped) => {
-                    walk_striped(striped, striped.skip + into, take, skip, number, f);
+                    walk_striped(striped, (striped.skip + into, take, write), skip, number, f);
                     skip += take;
                     continue;
                 }
                 Segment::Unstriped(unstriped) => {
-                    unstriped.walk(into, take, skip, number, f);
+                    unstriped.walk((into, take, write), skip, number, f);
                     skip += take;
                     continue;
                 }
@@ -92,7 +110,7 @@ impl Map {
                     f(Step::Device { dev: *dev, at }, Sectors::new(take), number);
                 }
                 Segment::Zero => f(Step::Zero, Sectors::new(take), number),
-                Segment::Error => f(Step::Error, Sectors::new(take), number),
+                Segment::Error | Segment::ReadOnly(_) => f(Step::Error, Sectors::new(take), number),
                 Segment::Target { target, skip } => {
                     f(Step::Target { target: *target, at: Sectors::new(skip + into) }, Sectors::new(take), number);
                 }
@@ -108,8 +126,29 @@ impl Map {
     }
 }
 
+/// Reads of a segment that may not be written.
+fn walk_inner<F: FnMut(Piece)>(segment: &Segment, (into, len): (u64, u64), skip: u64, number: u32, f: &mut F) {
+    let step = match segment {
+        Segment::Striped(striped) => {
+            return walk_striped(striped, (striped.skip + into, len, false), skip, number, f);
+        }
+        Segment::Unstriped(unstriped) => return unstriped.walk((into, len, false), skip, number, f),
+        Segment::Linear { dev, start } => Step::Device { dev: *dev, at: Sectors::new(start + into) },
+        Segment::Target { target, skip } => Step::Target { target: *target, at: Sectors::new(skip + into) },
+        Segment::Zero => Step::Zero,
+        Segment::Error | Segment::ReadOnly(_) => Step::Error,
+    };
+    f(Piece { step, skip: Sectors::new(skip), len: Sectors::new(len), segment: number });
+}
+
 /// Chunk after chunk: one division finds the first, the others follow by counting.
-fn walk_striped<F: FnMut(Piece)>(striped: &Striped, off: u64, len: u64, mut skip: u64, segment: u32, f: &mut F) {
+fn walk_striped<F: FnMut(Piece)>(
+    striped: &Striped,
+    (off, len, write): (u64, u64, bool),
+    mut skip: u64,
+    segment: u32,
+    f: &mut F,
+) {
     let mut place = striped.place(off);
     let mut left = len;
     while left > 0 {
@@ -122,7 +161,7 @@ fn walk_striped<F: FnMut(Piece)>(striped: &Striped, off: u64, len: u64, mut skip
                 len: Sectors::new(take),
                 segment,
             }),
-            Leg::Map { map, start } => map.walk(start + into, take, skip, Some(segment), f),
+            Leg::Map { map, start } => map.walk((start + into, take, write), skip, Some(segment), f),
         }
         skip += take;
         left -= take;

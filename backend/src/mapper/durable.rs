@@ -17,17 +17,14 @@ const WORD: Duration = Duration::from_secs(1);
 
 /// Components that the old chain writes and a flush of the new one does not reach.
 pub(super) fn left(old: &Chain, new: &Chain) -> Vec<Arc<Component>> {
-    let reached = |component: &Component| {
-        !new.read_only && new.reached().any(|(_, reached)| reached.identity == component.identity)
-    };
+    let reached = |component: &Component| new.written().any(|reached| reached.identity == component.identity);
     written(old).into_iter().filter(|component| !reached(component)).collect()
 }
 
 /// Components that a chain writes.
 pub(super) fn written(chain: &Chain) -> Vec<Arc<Component>> {
-    let all = chain.reached().filter(|_| !chain.read_only).map(|(_, component)| component);
     // Memory is all the storage that a mapped file has.
-    all.filter(|component| component.unflushed.is_some()).cloned().collect()
+    chain.written().filter(|component| component.unflushed.is_some()).cloned().collect()
 }
 
 /// Makes durable what was written to these components. A device that does not answer is left to a thread that waits for it,

@@ -1,6 +1,6 @@
 //! A table that has been loaded: its text, what its devices stand for, and the map that was made of it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -89,19 +89,22 @@ impl Table {
         ground: &mut Ground<'_>,
     ) -> Result<Table, Diagnostic> {
         let read_only = ground.options.read_only;
+        let written = crate::map::writes(&text);
         let mut found: HashMap<String, Found> = HashMap::new();
+        // A table may name a device in each of its lines.
+        let mut stood: HashMap<String, Lower> = HashMap::new();
         let mut resolve = |dev: &DevRef| {
-            let known = match found.get(&dev.text) {
-                Some(known) => known.clone(),
-                None => {
-                    let new = match mapped.named(dev) {
-                        Some(lying) => Found::Mapped(lying.minor),
-                        None => ground.component(dev)?,
-                    };
-                    found.entry(dev.text.clone()).or_insert(new).clone()
-                }
+            if let Some(lower) = stood.get(&dev.text) {
+                return Ok(lower.clone());
+            }
+            let new = match mapped.named(dev) {
+                Some(lying) => Found::Mapped(lying.minor),
+                None => ground.component(dev, !written.contains(dev.text.as_str()))?,
             };
-            stands_for(&known, mapped, read_only)
+            let lower = stands_for(&new, mapped, read_only)?;
+            found.insert(dev.text.clone(), new);
+            stood.insert(dev.text.clone(), lower.clone());
+            Ok(lower)
         };
         let (map, doubts) = Map::build(&origin, &text, read_only, &mut resolve)?;
         let mut warnings: Vec<String> = doubts.iter().map(ToString::to_string).collect();
@@ -366,14 +369,8 @@ fn stands_for(found: &Found, mapped: &Mapped, read_only: bool) -> Result<Lower, 
             help: Some("devices must stand on each other without coming back to the first".into()),
         });
     }
-    if lying.read_only && !read_only {
-        return Err(LookupError {
-            errno: "EROFS",
-            why: format!("{name} is read-only"),
-            help: Some("make the lower device `rw`, or this one `ro`".into()),
-        });
-    }
     match &lying.map {
+        Some(map) if lying.read_only && !read_only => Ok(Lower::Map(Arc::new(map.for_reading()))),
         Some(map) => Ok(Lower::Map(map.clone())),
         None => Err(LookupError {
             errno: "ENXIO",
@@ -384,13 +381,14 @@ fn stands_for(found: &Found, mapped: &Mapped, read_only: bool) -> Result<Lower, 
 }
 
 impl Ground<'_> {
-    fn component(&mut self, dev: &DevRef) -> Result<Found, LookupError> {
+    fn component(&mut self, dev: &DevRef, only_read: bool) -> Result<Found, LookupError> {
         let path = match (&self.directory, dev.major_minor()) {
             (Some(directory), None) => directory.join(&dev.text),
             _ => PathBuf::from(&dev.text),
         };
         let text = path.to_str().unwrap_or(&dev.text);
-        let component = self.registry.open(text, dev.major_minor(), &self.options).map_err(|error| LookupError {
+        let options = device::Options { read_only: self.options.read_only || only_read, ..self.options };
+        let component = self.registry.open(text, dev.major_minor(), &options).map_err(|error| LookupError {
             errno: error.errno_name(),
             why: error.to_string(),
             help: error.help(),
@@ -404,11 +402,20 @@ impl Ground<'_> {
     }
 }
 
-/// The components that a map leads to, out of those of the tables that it was made of.
+/// The components that a map leads to, out of those of the tables that it was made of. Of a device that it writes, one that is
+/// open for that; of another, one that is not, if there is one; of those the largest.
 pub(super) fn components<'t>(map: &Map, tables: impl Iterator<Item = &'t Table>) -> Components {
-    let wanted: BTreeSet<DevIx> = map.devices().iter().copied().collect();
-    let all = tables.flat_map(Table::components).filter(|(ix, _)| wanted.contains(ix));
-    all.map(|(ix, component)| (ix, component.clone())).collect()
+    let mut chosen: BTreeMap<DevIx, &Arc<Component>> = BTreeMap::new();
+    let reached = |ix: &DevIx| map.devices().binary_search(ix).is_ok();
+    for (ix, component) in tables.flat_map(Table::components).filter(|(ix, _)| reached(ix)) {
+        let written = map.written().binary_search(&ix).is_ok();
+        let rank = |component: &Component| (component.read_only != written, component.size);
+        let best = chosen.entry(ix).or_insert(component);
+        if rank(component) > rank(best) {
+            *best = component;
+        }
+    }
+    chosen.into_iter().map(|(ix, component)| (ix, component.clone())).collect()
 }
 
 /// A refusal of a table, as the kernel gives it.

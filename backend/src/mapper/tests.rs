@@ -86,13 +86,88 @@ fn an_empty_table_is_refused() {
 }
 
 #[test]
-fn a_writable_device_needs_writable_ones_below() {
+fn a_writable_device_cannot_write_to_read_only_ones_below() {
     let lower = "low,,,ro,0 8 zero;";
-    let error = start(&format!("{lower}high,,,rw,0 8 linear /dev/mapper/low 0")).err().unwrap();
-    assert_eq!(error.reason(), "linear: Device lookup failed (-EROFS)");
-    let (mapper, _) = start(&format!("{lower}high,,,ro,0 8 linear /dev/mapper/low 0")).unwrap();
-    let tops: Vec<_> = mapper.started().into_iter().filter(|started| started.top).map(|s| s.name).collect();
-    assert_eq!(tops, ["high"]);
+    for (access, written) in [("rw", crate::map::Step::Error), ("ro", crate::map::Step::Zero)] {
+        let (mapper, _) = start(&format!("{lower}high,,,{access},0 8 linear /dev/mapper/low 0")).unwrap();
+        let tops: Vec<_> = mapper.started().into_iter().filter(|started| started.top).collect();
+        assert_eq!(tops.iter().map(|top| top.name.as_str()).collect::<Vec<_>>(), ["high"]);
+        let chain = tops[0].disk.chain();
+        let mut steps = Vec::new();
+        chain.map.cut(dm_table::Sectors::ZERO, chain.len(), true, &mut |piece| steps.push(piece.step));
+        assert_eq!(steps, [written], "{access}");
+        assert_eq!(map(&mapper, "high"), "8z");
+    }
+}
+
+/// What of a served disk's components is open for writing, and what a stranger may do: `rw`, `ro` or nothing.
+fn uses(mapper: &Mapper, name: &str, files: &[&std::path::Path]) -> Vec<(Option<bool>, &'static str)> {
+    let chain = mapper.started().into_iter().find(|started| started.name == name).unwrap().disk.chain();
+    let of = |path: &&std::path::Path| {
+        let ours = chain.components.iter().find(|(_, component)| component.path == **path);
+        let open = |read_only| {
+            let options = component::Options { read_only, ..Default::default() };
+            Registry::new().open(path.to_str().unwrap(), None, &options).is_ok()
+        };
+        let may = if open(false) {
+            "rw"
+        } else if open(true) {
+            "ro"
+        } else {
+            ""
+        };
+        (ours.map(|(_, component)| !component.read_only), may)
+    };
+    files.iter().map(of).collect()
+}
+
+#[test]
+fn a_component_is_open_for_what_the_live_table_does_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| {
+        let path = dir.path().join(name);
+        std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        path
+    });
+    let files = [a.as_path(), b.as_path()];
+    let (a, b) = (a.display(), b.display());
+    let (mapper, _) = start(&format!("disk,,,,0 8 linear {a} 0,8 8 error {b} 0")).unwrap();
+    // What an error line names is not even read, so the disk's chain has nothing to do with it.
+    assert_eq!(uses(&mapper, "disk", &files), [(Some(true), ""), (None, "ro")]);
+    let swap = |table: String| {
+        load(&mapper, "disk", &table).unwrap();
+        resume(&mapper, "disk").unwrap();
+    };
+    swap(format!("0 8 error {a} 0\n8 8 linear {b} 0"));
+    assert_eq!(uses(&mapper, "disk", &files), [(None, "ro"), (Some(true), "")]);
+    swap(format!("0 8 error {b} 0\n8 8 error {a} 0"));
+    assert_eq!(uses(&mapper, "disk", &files), [(None, "ro"); 2]);
+    // One that a line writes is open for writing, however many others only name it.
+    swap(format!("0 8 error {a} 0\n8 8 linear {a} 8"));
+    assert_eq!(uses(&mapper, "disk", &files), [(Some(true), ""), (None, "rw")]);
+    // A table that is loaded and not resumed may have to be.
+    load(&mapper, "disk", &format!("0 8 linear {b} 0\n8 8 error {a} 0")).unwrap();
+    assert_eq!(uses(&mapper, "disk", &files), [(Some(true), ""), (None, "")]);
+    mapper.clear(&named("disk"), &Patient).unwrap();
+    assert_eq!(uses(&mapper, "disk", &files), [(Some(true), ""), (None, "rw")]);
+}
+
+#[test]
+fn a_read_only_device_reads_by_a_file_that_cannot_be_written() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let path = file.path();
+    let text = format!(
+        "one,,,rw,0 100 linear {0} 0;two,,,ro,0 100 linear {0} 0;three,,,rw,0 100 linear /dev/mapper/two 0",
+        path.display()
+    );
+    let (mapper, warnings) = start(&text).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    for (name, writes) in [("one", true), ("two", false), ("three", false)] {
+        assert_eq!(uses(&mapper, name, &[path]), [(Some(writes), "")], "{name}");
+    }
+    mapper.remove(&Remove { which: named("one"), ..Remove::default() }, &Patient).unwrap();
+    assert_eq!(uses(&mapper, "three", &[path]), [(Some(false), "ro")]);
 }
 
 #[test]

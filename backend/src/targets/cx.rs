@@ -236,7 +236,8 @@ impl Part<'_> {
     }
 
     fn transfer(&mut self, leg: &Leg, at: u64, len: u64, cursor: &mut Cursor<'_>) {
-        leg.pieces(Sectors::new(at), Sectors::new(len), &mut |piece: Piece| {
+        let write = self.action != Action::Read;
+        leg.cut(Sectors::new(at), Sectors::new(len), write, &mut |piece: Piece| {
             let bytes = piece.len.bytes();
             match piece.step {
                 Step::Device { dev, at } => {

@@ -45,7 +45,7 @@ pub(super) fn copied(mapping: &Mapping, write: bool, at: Sectors, cursor: &mut C
     if mapping.broken() {
         return false;
     }
-    if !write && !mapping.readable(at.bytes(), len) {
+    if if write { !mapping.is_writable() } else { !mapping.readable(at.bytes(), len) } {
         return false;
     }
     let Some(file) = mapping.slice(at.bytes(), len) else { return false };

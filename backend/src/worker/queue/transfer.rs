@@ -50,7 +50,7 @@ impl Queue {
         let Queue { slots, devices, request, chain, lane, .. } = self;
         let slot = &mut slots[slot as usize];
         let mut cursor = Cursor::new(&request.data);
-        chain.map.pieces(Sectors::new(at), Sectors::new(sectors), &mut |piece: Piece| {
+        chain.map.cut(Sectors::new(at), Sectors::new(sectors), write, &mut |piece: Piece| {
             let len = piece.len.bytes();
             lane.piece(piece.segment, write, piece.len.get());
             match piece.step {
