@@ -166,8 +166,8 @@ fn look_up<'t>(source: &Source, line: &'t Line, resolve: Resolve<'_>) -> Result<
             let area = |(n, at): (usize, stateful::Position<'t>)| {
                 let failed = |error: LookupError| because(source, at.dev, other.lookup_failed(n, error.errno), error);
                 let lower = resolve(at.dev).map_err(failed)?;
-                let start = if at.aside { at.start } else { at.start + stateful::shift(other, line.start) };
-                let (start, write, aside) = (start.get(), at.write, at.aside);
+                let shift = if at.aside { 0 } else { stateful::shift(other, line.start).get() };
+                let (start, write, aside) = (at.start.get().saturating_add(shift), at.write, at.aside);
                 let mut area = Area { dev: at.dev, start, start_span: at.start_span, len, lower, write, aside };
                 if aside {
                     area.len = area.size();
@@ -321,6 +321,7 @@ impl Flat<'_> {
             len,
             lower: area.lower.clone(),
             write: area.write,
+            aside: area.aside,
         };
         // The only stripe is the whole, or what is left of it.
         if chunk == row {

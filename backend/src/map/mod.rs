@@ -39,7 +39,7 @@ use index::Index;
 pub use limits::{Stacked, StackedDiscard};
 pub use overlap::{Shared, shared};
 pub use place::Place;
-pub use stateful::{Position, positions, reach, writes};
+pub use stateful::{Position, positions, reach, shift, writes};
 use stripe::Striped;
 pub use stripe::{Key, Leg};
 use unstripe::Unstriped;

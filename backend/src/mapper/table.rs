@@ -173,8 +173,9 @@ impl Table {
                 on.map(|stripe| stripe.start.get() + len).collect()
             }
             other => {
-                let on = crate::map::positions(other).into_iter().filter(|position| position.dev.text == dev.text);
-                let reach = crate::map::reach(other, line.len).get();
+                let named = |position: &crate::map::Position<'_>| position.dev.text == dev.text && !position.aside;
+                let on = crate::map::positions(other).into_iter().filter(named);
+                let reach = crate::map::reach(other, line.len).get() + crate::map::shift(other, line.start).get();
                 on.map(|position| position.start.get().saturating_add(reach)).collect()
             }
         });
@@ -253,7 +254,13 @@ impl Table {
     /// process as `lower` says.
     pub fn print(&self, lower: &dyn Fn(u32) -> String) -> Vec<Line> {
         let name = |dev: &DevRef| self.shown(dev, lower);
-        let whole = self.text.display_with(&name).to_string();
+        let mut text = self.text.clone();
+        for line in &mut text.lines {
+            if let Some(target) = self.map.own_target(line.start).and_then(|target| target.printed(&line.target)) {
+                line.target = target;
+            }
+        }
+        let whole = text.display_with(&name).to_string();
         let params = whole.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned());
         self.text.lines.iter().zip(params).map(|(line, params)| line_of(line, params)).collect()
     }

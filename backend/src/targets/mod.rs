@@ -11,6 +11,7 @@ mod delay;
 mod dust;
 mod ebs;
 mod flakey;
+mod log_writes;
 mod ranges;
 mod shared;
 pub mod snapshot;
@@ -23,6 +24,7 @@ pub use delay::{Class, Delay};
 pub use dust::Dust;
 pub use ebs::Ebs;
 pub use flakey::{Corrupt, Features, Flakey};
+pub use log_writes::LogWrites;
 pub use shared::Shared;
 pub use switch::Switch;
 pub use unstriped::Unstriped;
@@ -150,6 +152,8 @@ stateful! {
     Switch,
     /// Large blocks as small ones.
     Ebs,
+    /// Logs what is written.
+    LogWrites,
 }
 
 /// What targets have in common; [`Stateful`] has the same methods.
