@@ -10,7 +10,7 @@ use crate::targets::Stateful;
 
 use super::index::Index;
 use super::stateful;
-use super::stripe::{Leg, Striped};
+use super::stripe::{Key, Leg, Striped};
 use super::{DevIx, LookupError, Lower, MAX_SEGMENTS, MAX_STRIPED_DEPTH, Map, Segment, Stacked, limits, overlap};
 
 /// A line of the table with its devices looked up.
@@ -47,6 +47,11 @@ impl Area<'_> {
             Lower::Device { size, .. } => size.get(),
             Lower::Map(map) => map.end,
         }
+    }
+
+    /// Which device it is on.
+    pub fn key(&self) -> Option<Key> {
+        own_leg(self).key()
     }
 
     pub fn limits(&self) -> Stacked {
@@ -111,7 +116,7 @@ pub(super) fn build(
 pub(crate) fn served(type_name: &str) -> bool {
     matches!(
         type_name,
-        "linear" | "striped" | "zero" | "error" | "delay" | "flakey" | "dust" | "unstriped" | "switch" | "ebs" | "log-writes"
+        "linear" | "striped" | "zero" | "error" | "delay" | "flakey" | "dust" | "unstriped" | "switch" | "ebs" | "snapshot" | "snapshot-origin" | "log-writes"
     )
 }
 
@@ -169,8 +174,8 @@ fn look_up<'t>(source: &Source, line: &'t Line, resolve: Resolve<'_>) -> Result<
                 let shift = if at.aside { 0 } else { stateful::shift(other, line.start).get() };
                 let (start, write, aside) = (at.start.get().saturating_add(shift), at.write, at.aside);
                 let mut area = Area { dev: at.dev, start, start_span: at.start_span, len, lower, write, aside };
-                if aside {
-                    area.len = area.size();
+                if aside || at.whole {
+                    area.len = area.size().saturating_sub(start);
                 }
                 Ok(area)
             };

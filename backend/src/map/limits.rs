@@ -199,6 +199,20 @@ impl Stacked {
                 let logged = StackedDiscard { granularity: self.logical_block, max_sectors: LOGGED_DISCARD };
                 self.discard.get_or_insert(logged);
             }
+            // Only with `discard_zeroes_cow` does a snapshot take discards, and frees nothing smaller than a chunk.
+            Target::Snapshot(snapshot) => {
+                self.write_zeroes = false;
+                let chunk = u32::try_from(snapshot.chunk.bytes()).unwrap_or(u32::MAX);
+                let whole = |discard: StackedDiscard| {
+                    let granularity = discard.granularity.max(chunk);
+                    StackedDiscard { granularity, ..discard }
+                };
+                self.discard = self.discard.filter(|_| snapshot.discard_zeroes_cow).map(whole);
+            }
+            Target::SnapshotOrigin(_) => {
+                self.discard = None;
+                self.write_zeroes = false;
+            }
             // The kernel's takes no discards.
             Target::Unstriped(unstriped) => {
                 self.chunk = unstriped.chunk.get();

@@ -21,6 +21,7 @@ mod index;
 mod limits;
 mod overlap;
 mod place;
+mod snapshots;
 mod stateful;
 mod stripe;
 #[cfg(test)]

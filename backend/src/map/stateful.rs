@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use dm_table::{DevRef, Diagnostic, Ebs, Line, SECTOR_SIZE, Sectors, Source, Span, Table, Target};
 
 use super::build::Area;
+use super::snapshots;
 use super::stripe::Leg;
 use crate::stats;
 use crate::targets::{self, Class, Corrupt, Delay, Dust, Features, Flakey, LogWrites, Stateful, Switch, Unstriped};
@@ -21,11 +22,18 @@ pub struct Position<'t> {
     pub write: bool,
     /// The whole device is for the target's own records: nothing of the disk is on it, and its limits are not the disk's.
     pub aside: bool,
+    /// All of the device from there on is used, however long the line is.
+    pub whole: bool,
 }
 
 impl<'t> Position<'t> {
     fn written(dev: &'t DevRef, start: Sectors, start_span: Span) -> Position<'t> {
-        Position { dev, start, start_span, write: true, aside: false }
+        Position { dev, start, start_span, write: true, aside: false, whole: false }
+    }
+
+    /// A device that is used from the same sectors on as its line: of it the line's length counts.
+    fn same(dev: &'t DevRef, write: bool) -> Position<'t> {
+        Position { write, ..Position::written(dev, Sectors::ZERO, dev.span) }
     }
 }
 
@@ -39,6 +47,8 @@ pub(super) fn is_one(target: &Target) -> bool {
             | Target::Unstriped(_)
             | Target::Switch(_)
             | Target::Ebs(_)
+            | Target::Snapshot(_)
+            | Target::SnapshotOrigin(_)
             | Target::LogWrites(_)
     )
 }
@@ -62,6 +72,11 @@ pub fn positions(target: &Target) -> Vec<Position<'_>> {
             switch.paths.iter().map(|path| Position::written(&path.dev, path.start, path.start_span)).collect()
         }
         Target::Ebs(ebs) => vec![Position::written(&ebs.dev, ebs.start, ebs.start_span)],
+        Target::Snapshot(snapshot) => {
+            let cow = Position { whole: true, ..Position::same(&snapshot.cow, true) };
+            vec![Position::same(&snapshot.origin, snapshot.discard_passdown_origin), cow]
+        }
+        Target::SnapshotOrigin(origin) => vec![Position::same(&origin.dev, true)],
         Target::LogWrites(log_writes) => {
             let [dev, log] =
                 [&log_writes.dev, &log_writes.log].map(|dev| Position::written(dev, Sectors::ZERO, dev.span));
@@ -94,6 +109,9 @@ pub(super) fn underlying(ebs: &Ebs, logical_block: u32) -> Sectors {
 
 /// What a constructor finds wrong with the devices that a line names; it has found all of them.
 pub(super) fn check(source: &Source, line: &Line, areas: &[Area<'_>]) -> Result<(), Diagnostic> {
+    if let Target::Snapshot(snapshot) = &line.target {
+        return snapshots::check(source, "snapshot", snapshot, areas);
+    }
     let (Target::Ebs(ebs), [area]) = (&line.target, areas) else { return Ok(()) };
     let block = underlying(ebs, area.limits().logical_block);
     if ebs.start.get().is_multiple_of(block.get()) {
@@ -199,6 +217,13 @@ pub(super) fn make(source: &Source, line: &Line, areas: &[Area<'_>], legs: Vec<L
             Ok(Stateful::LogWrites(made.passing_discards(limits.discard.is_some())))
         }
         Target::Unstriped(line) => Ok(Stateful::Unstriped(Unstriped::new(leg, unstriped(line).1))),
+        Target::Snapshot(snapshot) => {
+            let made = snapshots::make(line, snapshot, areas, legs);
+            made.map(Stateful::Snapshot).ok_or_else(|| wrong("it names no store".into()))
+        }
+        Target::SnapshotOrigin(_) => {
+            Ok(Stateful::SnapshotOrigin(targets::SnapshotOrigin::new(leg, line.start.get(), area.size())))
+        }
         _ => Err(wrong("it is not stateful".into())),
     }
 }

@@ -26,6 +26,7 @@ pub use ebs::Ebs;
 pub use flakey::{Corrupt, Features, Flakey};
 pub use log_writes::LogWrites;
 pub use shared::Shared;
+pub use snapshot::{Snapshot, SnapshotOrigin};
 pub use switch::Switch;
 pub use unstriped::Unstriped;
 
@@ -131,6 +132,11 @@ macro_rules! stateful {
                 match self { $( Stateful::$name(target) => Stateful::$name(target.again(legs)), )* }
             }
 
+            /// The line of its table as it is printed, where that has become another than it was loaded.
+            pub fn printed(&self, line: &dm_table::Target) -> Option<dm_table::Target> {
+                match self { $( Stateful::$name(target) => target.printed(line), )* }
+            }
+
             /// Component devices that it reads or writes.
             pub fn devices(&self) -> Vec<DevIx> {
                 match self { $( Stateful::$name(target) => target.devices(), )* }
@@ -152,6 +158,10 @@ stateful! {
     Switch,
     /// Large blocks as small ones.
     Ebs,
+    /// Shows a device as it was, and keeps what is written elsewhere.
+    Snapshot,
+    /// Has snapshots.
+    SnapshotOrigin,
     /// Logs what is written.
     LogWrites,
 }
@@ -174,6 +184,9 @@ trait Target {
     fn presuspend(&self) {}
     fn postsuspend(&self) {}
     fn resume(&self) {}
+    fn printed(&self, _: &dm_table::Target) -> Option<dm_table::Target> {
+        None
+    }
     /// `legs` are as many as it has.
     fn again(&self, legs: Vec<Leg>) -> Self;
     fn devices(&self) -> Vec<DevIx>;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::task::Poll;
 
-use dm_table::Snapshot as Params;
+use dm_table::{Sectors, Snapshot as Params};
 use event_listener::EventListener;
 use nix::errno::Errno;
 
@@ -222,6 +222,16 @@ impl Target for Snapshot {
 
     fn resume(&self) {
         self.go_on();
+    }
+
+    fn printed(&self, line: &dm_table::Target) -> Option<dm_table::Target> {
+        match (line, self.chunk()) {
+            // That of the store counts.
+            (dm_table::Target::Snapshot(params), Some(chunk)) => {
+                Some(dm_table::Target::Snapshot(Params { chunk: Sectors::new(chunk), ..params.clone() }))
+            }
+            _ => None,
+        }
     }
 
     fn again(&self, legs: Vec<Leg>) -> Snapshot {
