@@ -30,6 +30,7 @@ xfsprogs|mkfs.xfs makes what tests recognise
 btrfs-progs|mkfs.btrfs, the same
 ntfs-3g|mkfs.ntfs, and ntfscp for the file of a hibernated Windows
 exfatprogs|mkfs.exfat, the same
+dmsetup|has a guest'\''s kernel do what ours is compared with
 lvm2|makes volume groups in files, without the kernel, for tests to read
 util-linux|lsblk and blkdiscard in the guest, losetup and partx on the host
 busybox-static|most of the guest'\''s user space

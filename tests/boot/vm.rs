@@ -49,20 +49,21 @@ impl<'a> Setup<'a> {
 
     /// Boots QEMU's `-kernel` with the test initramfs, which runs `tests/boot/guest/TEST`.
     pub fn run_test(self, test: &str) -> Vm {
-        self.start_test(test, &["test.cpio"])
+        self.run_parts(test, &["test.cpio"], &[])
     }
 
     /// As [`Setup::run_test`], in a guest that has fio.
     pub fn run_test_with_fio(self, test: &str) -> Vm {
-        self.start_test(test, &["test.cpio", "fio.cpio"])
+        self.run_parts(test, &["test.cpio", "fio.cpio"], &[])
     }
 
-    fn start_test(self, test: &str, parts: &[&str]) -> Vm {
+    /// As [`Setup::run_test`], in a guest of these parts of `vm-images/guest.sh` and of further archives.
+    pub fn run_parts(self, test: &str, parts: &[&str], more: &[PathBuf]) -> Vm {
         let images = guest_images();
         // An initramfs may be several archives, one after another.
         let mut initramfs = Vec::new();
-        for part in parts {
-            initramfs.extend(fs::read(images.join(part)).unwrap_or_else(|e| panic!("{part}: {e}")));
+        for part in parts.iter().map(|part| images.join(part)).chain(more.iter().cloned()) {
+            initramfs.extend(fs::read(&part).unwrap_or_else(|e| panic!("{}: {e}", part.display())));
         }
         initramfs.extend(pack_guest_tests());
         let path = self.scratch.path("initramfs");

@@ -18,6 +18,7 @@ pub mod loops;
 pub mod mapping;
 pub mod memory;
 pub mod model;
+pub mod operations;
 pub mod ring;
 pub mod rng;
 pub mod skip;

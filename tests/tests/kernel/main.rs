@@ -1,0 +1,94 @@
+//! The kernel's device-mapper and this one, side by side: the same tables on the same components, the same operations in
+//! the same order, and what came of each, what `dmsetup` says and what the components then hold must be equal.
+//!
+//! The kernel is that of the boot tests' guest. Its targets are asked for by `dmsetup targets`, and a case whose target is
+//! not there is left out with a word: Debian's cloud kernel is built without dust and ebs. Operations run one at a time;
+//! in which order a kernel ends those that run together is nobody's promise.
+//!
+//! It compares no speed. An emulated processor (TCG, where no /dev/kvm is) makes the kernel's side many times slower than
+//! any kernel is, and its disk is QEMU's, so that even with KVM the ways to the component would differ and not the targets.
+//!
+//! `DM_KERNEL_SEEDS=20` is the long form, `DM_KERNEL_CASE=NAME` runs one case, `DM_TEST_SEED` one seed.
+#![allow(dead_code, reason = "other tests use more of what they share with this one")]
+
+mod duo;
+mod guest;
+#[path = "../../boot/host.rs"]
+mod host;
+mod plain;
+mod sides;
+#[path = "../../boot/vm.rs"]
+mod vm;
+
+use dm_tests::rng;
+use fastrand::Rng;
+
+use duo::{Checked, Duo};
+use guest::Kernel;
+
+/// Operations of each case and seed.
+const OPERATIONS: u64 = 300;
+
+/// Something to compare, and the targets that it is about.
+struct Case {
+    name: &'static str,
+    targets: &'static [&'static str],
+    run: fn(&mut Duo<'_>, u64) -> Checked,
+}
+
+const CASES: [Case; 10] = [
+    Case { name: "linear", targets: &["linear"], run: plain::linear },
+    Case { name: "striped", targets: &["striped"], run: plain::striped },
+    Case { name: "zero", targets: &["zero"], run: plain::zero },
+    Case { name: "error", targets: &["error"], run: plain::error },
+    Case { name: "delay", targets: &["delay"], run: plain::delay },
+    Case { name: "flakey", targets: &["flakey"], run: plain::flakey },
+    Case { name: "flakey-down", targets: &["flakey"], run: plain::flakey_down },
+    Case { name: "unstriped", targets: &["unstriped"], run: plain::unstriped },
+    Case { name: "switch", targets: &["switch"], run: plain::switch },
+    Case { name: "stack", targets: &["linear", "striped", "delay"], run: plain::stack },
+];
+
+/// Runs a case with one seed. The error has all that is needed to do it again.
+fn run(kernel: &mut Kernel, case: &Case, seed: u64) -> Checked {
+    let mut duo = Duo::new(kernel, Rng::with_seed(seed));
+    match (case.run)(&mut duo, rng::operations(OPERATIONS)) {
+        Ok(()) => duo.ours.stop(),
+        Err(why) => {
+            let (name, done) = (case.name, duo.history.join("\n  "));
+            return Err(format!("DM_KERNEL_CASE={name} DM_TEST_SEED={seed}: {why}\nafter\n  {done}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn both_do_the_same() {
+    let only = std::env::var("DM_KERNEL_CASE").ok();
+    let count = std::env::var("DM_KERNEL_SEEDS").map_or(3, |text| text.parse().expect("DM_KERNEL_SEEDS: a number"));
+    let mut kernel = Kernel::boot();
+    let served = sides::Ours::start();
+    let known = served.targets();
+    served.stop();
+    let (mut failures, mut runs) = (Vec::new(), 0);
+    for case in CASES.iter().filter(|case| only.as_deref().is_none_or(|only| only == case.name)) {
+        let lacks = |there: &dyn Fn(&str) -> bool| case.targets.iter().find(|&&target| !there(target)).copied();
+        if let Some(target) = lacks(&|target| kernel.version(target).is_some()) {
+            eprintln!("{}: this kernel has no {target}", case.name);
+            continue;
+        }
+        if let Some(target) = lacks(&|target| known.iter().any(|known| known == target)) {
+            eprintln!("{}: {target} is not served yet", case.name);
+            continue;
+        }
+        let begun = std::time::Instant::now();
+        for seed in rng::seeds(1, count) {
+            runs += 1;
+            failures.extend(run(&mut kernel, case, seed).err());
+        }
+        eprintln!("{}: {:?}", case.name, begun.elapsed());
+    }
+    kernel.power_off();
+    assert!(failures.is_empty(), "{} of {runs} differ:\n{}", failures.len(), failures.join("\n\n"));
+    assert!(runs > 0, "no case of that name");
+}
