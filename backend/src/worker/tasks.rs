@@ -44,6 +44,11 @@ impl Tasks {
         Tasks { local, bell, run, jobs: Vec::new(), over: Vec::new() }
     }
 
+    /// Those of no worker, for who drives a queue by itself.
+    pub fn detached() -> Tasks {
+        Tasks::new(Local::default(), Bell::new(None))
+    }
+
     /// A task without a queue; returns its place among the jobs.
     pub(super) fn begin_job(&mut self, work: Box<dyn FnOnce(Cx) -> Work + Send>) -> u32 {
         let free = self.jobs.iter().position(Option::is_none);

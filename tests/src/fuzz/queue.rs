@@ -248,7 +248,7 @@ impl<'h> Run<'h> {
         };
         let mut ops = Ops::new().expect("bounce buffers");
         let queue = Queue::new(0, setup, &mut ops, &mut engine).expect("files that the engine knows");
-        Run { hostile, engine, ops, clock: Clock::default(), tasks: Tasks::default(), queue, events: Vec::new(), used }
+        Run { hostile, engine, ops, clock: Clock::default(), tasks: Tasks::detached(), queue, events: Vec::new(), used }
     }
 
     fn run(mut self) {
