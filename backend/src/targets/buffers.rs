@@ -12,7 +12,7 @@ use crate::guest::Buffer;
 /// Longest buffer, in bytes.
 pub const LONGEST: usize = 1 << 20;
 /// Bytes that the targets of a worker may have at a time.
-const MOST: usize = 64 << 20;
+const MOST: usize = if cfg!(test) { 2 << 20 } else { 64 << 20 };
 /// Shortest buffer that is made, in bytes; the others are powers of two.
 const SHORTEST: usize = 4096;
 

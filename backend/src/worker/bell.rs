@@ -7,6 +7,15 @@ use std::thread::ThreadId;
 
 use vmm_sys_util::eventfd::EventFd;
 
+/// The calling thread.
+fn here() -> ThreadId {
+    #[cfg(test)]
+    if let Some(id) = super::hand::pretended() {
+        return id;
+    }
+    std::thread::current().id()
+}
+
 /// A worker's list of tasks that were woken.
 pub(crate) struct Bell {
     woken: Mutex<Vec<u32>>,
@@ -20,7 +29,7 @@ pub(crate) struct Bell {
 impl Bell {
     /// That of the calling thread, which sleeps no longer when `ring` is readable.
     pub fn new(ring: Option<Arc<EventFd>>) -> Arc<Bell> {
-        let thread = std::thread::current().id();
+        let thread = here();
         Arc::new(Bell { woken: Mutex::default(), any: AtomicBool::new(false), ring, thread })
     }
 
@@ -45,7 +54,7 @@ impl Bell {
         drop(woken);
         // Whoever was the first has rung, or is the worker itself, which looks before it sleeps.
         if first
-            && std::thread::current().id() != self.thread
+            && here() != self.thread
             && let Some(ring) = &self.ring
         {
             // A counter that is full rings already.

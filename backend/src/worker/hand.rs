@@ -1,7 +1,9 @@
 //! A worker without a thread, for tests: it has a turn when the test gives it one.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::ThreadId;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -12,8 +14,19 @@ use super::queue::Setup;
 use super::{Core, Mail};
 use crate::sim::Sim;
 
+thread_local! {
+    static PRETENDED: Cell<Option<ThreadId>> = const { Cell::new(None) };
+}
+
+/// The thread that a worker's turn is on, as far as the worker can tell.
+pub(super) fn pretended() -> Option<ThreadId> {
+    PRETENDED.get()
+}
+
 /// See the module's text.
 pub(crate) struct Hand {
+    // No other worker has it.
+    thread: ThreadId,
     core: Core<Sim>,
     sim: Sim,
     // What other workers wake it by.
@@ -27,8 +40,19 @@ impl Hand {
     pub fn new(sim: Sim) -> Hand {
         let ring = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
         let ops = Ops::new().expect("bounce buffers");
+        let thread = std::thread::spawn(|| std::thread::current().id()).join().expect("a thread's number");
+        PRETENDED.set(Some(thread));
         let core = Core::new(sim.clone(), ops, Poll::fixed(0), Some(ring.clone()));
-        Hand { core, sim, ring, rung: false }
+        PRETENDED.set(None);
+        Hand { thread, core, sim, ring, rung: false }
+    }
+
+    /// Does something on its thread.
+    fn on_thread<T>(&mut self, act: impl FnOnce(&mut Core<Sim>) -> T) -> T {
+        PRETENDED.set(Some(self.thread));
+        let done = act(&mut self.core);
+        PRETENDED.set(None);
+        done
     }
 
     /// Its engine; what was under way has gone.
@@ -46,7 +70,7 @@ impl Hand {
     /// Serves a queue; its number.
     pub fn start(&mut self, setup: Setup) -> u32 {
         self.rung = true;
-        self.core.start(setup).expect("a queue")
+        self.on_thread(|core| core.start(setup)).expect("a queue")
     }
 
     /// See `Worker::stop`.
@@ -80,8 +104,10 @@ impl Hand {
         if self.sim.asleep() && !called && !std::mem::take(&mut self.rung) {
             return false;
         }
-        self.core.turn().expect("the simulated engine never fails");
-        self.core.finish_stops();
+        self.on_thread(|core| {
+            core.turn().expect("the simulated engine never fails");
+            core.finish_stops();
+        });
         true
     }
 

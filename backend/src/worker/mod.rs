@@ -9,6 +9,8 @@ mod dirty;
 #[cfg(test)]
 pub(crate) mod hand;
 pub mod jobs;
+#[cfg(test)]
+pub(crate) mod mischief;
 pub mod ops;
 pub mod poll;
 pub mod pool;

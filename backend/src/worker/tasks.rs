@@ -39,7 +39,11 @@ pub struct Tasks {
 
 impl Tasks {
     pub(crate) fn new(local: Local, bell: Arc<Bell>) -> Tasks {
-        let future = |cx: Cx, target: Arc<Stateful>, io: Io| async move { target.run(&cx, io).await };
+        let future = |cx: Cx, target: Arc<Stateful>, io: Io| async move {
+            #[cfg(test)]
+            super::mischief::before(&cx).await;
+            target.run(&cx, io).await
+        };
         let run = Box::new(Slots { future, bell: bell.clone(), places: Vec::new(), free: Vec::new() });
         Tasks { local, bell, run, jobs: Vec::new(), over: Vec::new() }
     }

@@ -15,12 +15,13 @@ use super::driver::{Driver, Ground, Op, PLACES, What};
 use super::model::{Model, Ticket};
 use crate::chain::Chain;
 use crate::device::{Access, Component, Discard, DiscardMethod, Limits};
-use crate::map::{DevIx, LookupError, Lower, Map, positions};
+use crate::map::{DevIx, LookupError, Lower, Map, positions, reach};
 use crate::sim::{Nature, SECTOR, Sim, Temper};
 use crate::stats::Lane;
 use crate::targets::{Cx, Shared, Stateful};
 use crate::worker::hand::Hand;
 use crate::worker::jobs::{Job, Work};
+use crate::worker::mischief::Mischief;
 
 /// Turns in which something must have gone on.
 const PATIENCE: u32 = 100_000;
@@ -52,6 +53,8 @@ pub(super) struct Bench {
     rng: Rng,
     ground: Arc<Ground>,
     parts: Vec<Part>,
+    /// What the components held at first.
+    pub images: Vec<Vec<u8>>,
     layers: Vec<Layer>,
     hands: Vec<Hand>,
     // The first is where jobs are done; the others have a queue each, of these numbers.
@@ -61,6 +64,7 @@ pub(super) struct Bench {
     tickets: Vec<Vec<Option<(Ticket, bool)>>>,
     shared: Arc<Shared>,
     backgrounds: Vec<Background>,
+    _mischief: Option<Mischief>,
     pub write_through: Arc<AtomicBool>,
     pub model: Model,
     /// Requests that have come back with an error.
@@ -80,11 +84,11 @@ pub(super) fn temper(rng: &mut Rng) -> Temper {
 }
 
 fn part(rng: &mut Rng, sim: &Sim, case: &Case, size: u64, bytes: Vec<u8>) -> Part {
-    let unit = SECTOR as u32;
+    let unit = SECTOR as u32 * case.block as u32;
     let (access, mem_align, unit) = match rng.u8(..3) {
         0 => (Access::Buffered, 1, 1),
         1 => (Access::Direct { mem_align: 512, offset_align: unit }, 512, unit),
-        _ => (Access::Direct { mem_align: 4096, offset_align: unit }, 4096, unit),
+        _ => (Access::Direct { mem_align: 4096, offset_align: unit }, 4096.max(unit), unit),
     };
     let block = case.block as u32 * SECTOR as u32;
     let limits = Limits {
@@ -127,6 +131,7 @@ impl Bench {
             rng,
             ground: ground.clone(),
             parts,
+            images,
             layers: Vec::new(),
             hands: Vec::new(),
             queues: Vec::new(),
@@ -134,6 +139,8 @@ impl Bench {
             tickets: Vec::new(),
             shared: Arc::default(),
             backgrounds: Vec::new(),
+            // Its workers' tasks wait for each other.
+            _mischief: seed.is_multiple_of(3).then(|| Mischief::new(seed)),
             write_through: Arc::default(),
             model: Model::new(&[]),
             errors: 0,
@@ -145,7 +152,7 @@ impl Bench {
         bench.live();
         let len = bench.layers.last().expect("a table").chain.len().get();
         let initial = (0..len).map(|sector| match (case.place)(sector) {
-            Some((part, at)) => images[part][at as usize * SECTOR..][..SECTOR].to_vec(),
+            Some((part, at)) => bench.images[part][at as usize * SECTOR..][..SECTOR].to_vec(),
             None => vec![0; SECTOR],
         });
         bench.model = Model::new(&initial.collect::<Vec<_>>().concat());
@@ -213,7 +220,10 @@ impl Bench {
                     let len = len / striped.stripes.len() as u64;
                     striped.stripes.iter().map(|stripe| (&stripe.dev, stripe.start.get(), len, true)).collect()
                 }
-                other => positions(other).iter().map(|p| (p.dev, p.start.get(), len, p.write)).collect(),
+                other => {
+                    let len = reach(other, line.len).get();
+                    positions(other).iter().map(|p| (p.dev, p.start.get(), len, p.write)).collect()
+                }
             };
             for (dev, start, len, write) in areas {
                 let number = dev.text.strip_prefix('c').and_then(|number| number.parse::<usize>().ok());
@@ -325,6 +335,11 @@ impl Bench {
         self.submit(op);
         self.settle();
         self.errors == before
+    }
+
+    /// Sectors of a logical block of the disk.
+    pub fn block(&self) -> u64 {
+        self.layers.last().map_or(1, |layer| layer.chain.block_sectors())
     }
 
     /// Requests that have not come back.

@@ -73,6 +73,46 @@ cases! {
         place: |at| Some((0, at + 9)),
         ..PLAIN
     };
+    unstriped = Case {
+        parts: &[300],
+        tables: &["0 96 unstriped 3 8 1 c0 5"],
+        place: |at| Some((0, at / 8 * 24 + 8 + at % 8 + 5)),
+        ..PLAIN
+    };
+    unstriped_of_striped = Case {
+        parts: &[100, 100, 100],
+        tables: &["0 288 striped 3 4 c0 4 c1 0 c2 4", "0 96 unstriped 3 4 2 /dev/mapper/t0 0"],
+        place: |at| Some((2, at + 4)),
+        ..PLAIN
+    };
+    switch = Case {
+        parts: &[200, 200, 210],
+        tables: &["0 200 switch 3 7 0 c0 0 c1 0 c2 10"],
+        messages: &[&["set_region_mappings", "0:1", ":0", ":2", "R2,8"]],
+        // Regions 0 to 10 by the message: 1, 0, 2, then the last two again and again; the others as they were.
+        place: |at| {
+            let path = match at / 7 {
+                0 => 1,
+                region @ 1..11 => if region % 2 == 1 { 0 } else { 2 },
+                region => region as usize % 3,
+            };
+            Some((path, if path == 2 { at + 10 } else { at }))
+        },
+        ..PLAIN
+    };
+    ebs_of_a_file = Case {
+        parts: &[272],
+        tables: &["0 250 ebs c0 16 1 8"],
+        place: |at| Some((0, at + 16)),
+        ..PLAIN
+    };
+    ebs_of_large_blocks = Case {
+        parts: &[272],
+        tables: &["0 256 ebs c0 16 2"],
+        place: |at| Some((0, at + 16)),
+        block: 8,
+        ..PLAIN
+    };
     a_stack = Case {
         parts: &[300, 300],
         tables: &[

@@ -1,5 +1,6 @@
 //! The tests themselves.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -91,14 +92,25 @@ fn images(bench: &Bench) -> Vec<Vec<u8>> {
     (0..bench.case.parts.len()).map(|part| bench.sim.look(part, <[u8]>::to_vec)).collect()
 }
 
+/// Sectors that the disk has no use for are as they were.
+fn nothing_else(bench: &Bench) {
+    let used: BTreeSet<(usize, u64)> = (0..bench.model.len()).filter_map(bench.case.place).collect();
+    for (part, (image, before)) in images(bench).iter().zip(&bench.images).enumerate() {
+        let sectors = (0..).zip(image.chunks(SECTOR).zip(before.chunks(SECTOR)));
+        for (at, (now, before)) in sectors.filter(|(at, _)| !used.contains(&(part, *at))) {
+            assert!(now == before || bench.case.whole.contains(&part), "sector {at} of c{part} is none of the disk's");
+        }
+    }
+}
+
 /// The same requests, whole and one after the other; then in pieces, all at once, on devices of another mind.
 pub(super) fn any_cut_in_any_order_gives_the_same_bytes(case: &'static Case) {
     each_seed(24, |seed| {
         let (mut whole, mut cuts) = (bench(case, seed), other_bench(case, seed + 1_000_000));
         let mut rng = Rng::with_seed(seed);
         for _ in 0..4 {
-            let ops = some(&mut rng, whole.model.len(), case.block, EXACT);
-            let mut pieces: Vec<Op> = ops.iter().flat_map(|op| cut(&mut rng, op, case.block)).collect();
+            let ops = some(&mut rng, whole.model.len(), whole.block(), EXACT);
+            let mut pieces: Vec<Op> = ops.iter().flat_map(|op| cut(&mut rng, op, whole.block())).collect();
             rng.shuffle(&mut pieces);
             for op in ops {
                 assert!(whole.does(op), "a request fails");
@@ -114,6 +126,7 @@ pub(super) fn any_cut_in_any_order_gives_the_same_bytes(case: &'static Case) {
         if !case.rewrites {
             assert!(images(&whole) == images(&cuts), "the components differ");
         }
+        nothing_else(&cuts);
     });
 }
 
@@ -127,7 +140,9 @@ pub(super) fn an_error_anywhere_reaches_the_guest_and_does_no_other_harm(case: &
             let began = bench.sim.started();
             bench.sim.fail_command(began + number);
             for _ in 0..2 {
-                some(&mut rng, bench.model.len(), case.block, EVERYTHING).into_iter().for_each(|op| bench.submit(op));
+                some(&mut rng, bench.model.len(), bench.block(), EVERYTHING)
+                    .into_iter()
+                    .for_each(|op| bench.submit(op));
                 bench.settle();
             }
             let (failures, over) = (bench.sim.failure_count(), bench.sim.started() <= began + number);
@@ -173,7 +188,9 @@ pub(super) fn what_was_acknowledged_survives_a_crash(case: &'static Case) {
         for _ in 0..3 {
             bench.write_through.store(rng.u8(..3) == 0, Ordering::Relaxed);
             for _ in 0..rng.u8(1..4) {
-                some(&mut rng, bench.model.len(), case.block, EVERYTHING).into_iter().for_each(|op| bench.submit(op));
+                some(&mut rng, bench.model.len(), bench.block(), EVERYTHING)
+                    .into_iter()
+                    .for_each(|op| bench.submit(op));
                 let temper = temper(&mut rng);
                 bench.sim.set_temper(temper);
             }
@@ -192,7 +209,7 @@ pub(super) fn a_suspend_in_the_middle_ends_and_everything_goes_on(case: &'static
         let mut bench = bench(case, seed);
         let mut rng = Rng::with_seed(seed);
         for round in 0..4 {
-            some(&mut rng, bench.model.len(), case.block, EVERYTHING).into_iter().for_each(|op| bench.submit(op));
+            some(&mut rng, bench.model.len(), bench.block(), EVERYTHING).into_iter().for_each(|op| bench.submit(op));
             let turns = rng.u32(..60);
             bench.turns(turns);
             let status = |bench: &Bench| -> Vec<String> {
@@ -203,7 +220,7 @@ pub(super) fn a_suspend_in_the_middle_ends_and_everything_goes_on(case: &'static
             bench.turns(50);
             let waiting = bench.waiting();
             // Those come when it goes on.
-            let more = some(&mut rng, bench.model.len(), case.block, &[What::Flush, What::Flush]);
+            let more = some(&mut rng, bench.model.len(), bench.block(), &[What::Flush, What::Flush]);
             more.into_iter().take(3).for_each(|op| bench.submit(op));
             bench.turns(200);
             assert!(bench.waiting() >= waiting, "a suspended disk gives requests back");
@@ -223,7 +240,7 @@ pub(super) fn its_life_may_take_any_turn(case: &'static Case) {
         let mut bench = bench(case, seed);
         let mut rng = Rng::with_seed(seed);
         for _ in 0..10 {
-            some(&mut rng, bench.model.len(), case.block, EVERYTHING).into_iter().for_each(|op| bench.submit(op));
+            some(&mut rng, bench.model.len(), bench.block(), EVERYTHING).into_iter().for_each(|op| bench.submit(op));
             match rng.u8(..4) {
                 // What comes to naught at once, and what ends as soon as it has begun.
                 0 => {
