@@ -68,6 +68,12 @@ impl Ground {
                     fill(&ground.leg(backing, leg), bytes / 2)?;
                 }
             }
+            for copied in [false, true] {
+                let shape = if copied { Shape::Copied } else { Shape::Untouched };
+                if of.iter().any(|row| row.shape == shape) {
+                    make_store(&ground.store(backing, shape), bytes, copied)?;
+                }
+            }
         }
         Ok(ground)
     }
@@ -83,6 +89,10 @@ impl Ground {
 
     fn leg(&self, backing: Backing, number: usize) -> PathBuf {
         self.dir_of(backing).join(format!("leg{number}"))
+    }
+
+    fn store(&self, backing: Backing, shape: Shape) -> PathBuf {
+        self.dir_of(backing).join(if shape == Shape::Copied { "copied" } else { "untouched" })
     }
 
     /// Where a socket or a table of this name goes.
@@ -117,6 +127,12 @@ impl Ground {
                 format!("0 {whole} striped 2 {CHUNK} {} 0 {} 0\n", a.display(), b.display())
             }
             Shape::Stacked(depth) => stack(sectors, depth, &target(0)),
+            Shape::Delay => format!("0 {sectors} delay {} 0 0\n", file.display()),
+            Shape::Flakey => format!("0 {sectors} flakey {} 0 3600 0\n", file.display()),
+            Shape::Untouched | Shape::Copied => {
+                let store = self.store(backing, shape);
+                format!("0 {sectors} snapshot {} {} P {PAGE_SECTORS}\n", file.display(), store.display())
+            }
         }
     }
 
@@ -192,6 +208,48 @@ fn dir(parent: &Path) -> io::Result<TempDir> {
         return Err(io::Error::other(format!("directory {}: {why}", parent.display())));
     }
     tempfile::Builder::new().prefix("dm-bench-").tempdir_in(parent)
+}
+
+/// A snapshot's store (dm-snap-persistent.c) with chunks of a page, for a disk of so many bytes: a header, then areas of a
+/// chunk of exceptions and the chunks that they are for.
+fn make_store(path: &Path, bytes: u64, copied: bool) -> io::Result<()> {
+    const CHUNK: u64 = PAGE_SECTORS * 512;
+    const EXCEPTIONS: u64 = CHUNK / 16;
+    let chunks = bytes / CHUNK;
+    let mut rng = fastrand::Rng::with_seed(2);
+    let mut store = io::BufWriter::new(File::create(path)?);
+    let mut block = vec![0; CHUNK as usize];
+    for (at, word) in [*b"SnAp", 1_u32.to_le_bytes(), 1_u32.to_le_bytes(), (PAGE_SECTORS as u32).to_le_bytes()]
+        .iter()
+        .enumerate()
+    {
+        block[4 * at..][..4].copy_from_slice(word);
+    }
+    store.write_all(&block)?;
+    if copied {
+        let mut old: Vec<u64> = (0..chunks).collect();
+        rng.shuffle(&mut old);
+        for (area, old) in (0..).zip(old.chunks(EXCEPTIONS as usize)) {
+            block.fill(0);
+            let first = 2 + area * (EXCEPTIONS + 1);
+            for ((at, old), new) in old.iter().enumerate().zip(first..) {
+                block[16 * at..][..8].copy_from_slice(&old.to_le_bytes());
+                block[16 * at + 8..][..8].copy_from_slice(&u64::to_le_bytes(new));
+            }
+            store.write_all(&block)?;
+            for _ in old {
+                rng.fill(&mut block);
+                store.write_all(&block)?;
+            }
+        }
+        // An area without exceptions ends the list.
+        block.fill(0);
+        store.write_all(&block)?;
+    }
+    let file = store.into_inner().map_err(io::IntoInnerError::into_error)?;
+    // Room for every chunk, its exception and the header.
+    file.set_len(bytes + (chunks / EXCEPTIONS + 3) * CHUNK)?;
+    file.sync_all()
 }
 
 fn fill(path: &Path, bytes: u64) -> io::Result<()> {

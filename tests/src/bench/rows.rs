@@ -33,6 +33,14 @@ pub enum Shape {
     Striped,
     /// One device on another, so many times.
     Stacked(u64),
+    /// A delay of nothing.
+    Delay,
+    /// A flakey device that is up.
+    Flakey,
+    /// A persistent snapshot that nothing was written to.
+    Untouched,
+    /// One whose chunks, of 4 KiB, are all copied, in another order.
+    Copied,
 }
 
 impl Shape {
@@ -42,6 +50,10 @@ impl Shape {
             Shape::Lines(n) => format!(" {n} lines"),
             Shape::Striped => " striped".into(),
             Shape::Stacked(n) => format!(" stacked {n} deep"),
+            Shape::Delay => " delay 0".into(),
+            Shape::Flakey => " flakey up".into(),
+            Shape::Untouched => " snapshot, untouched".into(),
+            Shape::Copied => " snapshot, all copied".into(),
         }
     }
 }
@@ -140,6 +152,8 @@ impl Row {
             (Rival::Ours { event_idx: false, .. }, _) => bar(0.98, 0.0),
             (Rival::Ours { inflight: false, .. }, _) => bar(0.95, 0.0),
             (Rival::Ours { .. }, Shape::Stacked(_)) => bar(0.98, 0.0),
+            (Rival::Ours { .. }, Shape::Delay | Shape::Flakey) => bar(0.9, 0.0),
+            (Rival::Ours { .. }, Shape::Untouched | Shape::Copied) => bar(0.8, 0.0),
             (Rival::Ours { .. }, _) => bar(0.97, 0.0),
             (Rival::QemuStorageDaemon, Shape::Lines(1)) => self.bar_of_plain_disk(bar),
             (Rival::QemuStorageDaemon, _) => Bar::default(),
@@ -183,6 +197,8 @@ pub enum Set {
     Matrix,
     /// What EVENT_IDX, in-flight tracking, long tables and stacked devices cost
     Costs,
+    /// What targets cost that delay, fail or remember
+    Targets,
     /// The process's own figures: CPU time when idle, start-up, memory, many disks
     Process,
     /// How long the guest waits while the back end is replaced
@@ -197,8 +213,9 @@ impl Set {
             Set::Bars => bars(),
             Set::Matrix => matrix(),
             Set::Costs => costs(),
+            Set::Targets => targets(),
             Set::Process | Set::Restart => Vec::new(),
-            Set::All => [matrix(), costs()].concat(),
+            Set::All => [matrix(), costs(), targets()].concat(),
         }
     }
 
@@ -283,6 +300,20 @@ fn costs() -> Vec<Row> {
     rows
 }
 
+fn targets() -> Vec<Row> {
+    let rival = Rival::Ours { shape: Shape::Lines(1), event_idx: true, inflight: true };
+    let mut rows = Vec::new();
+    for shape in [Shape::Delay, Shape::Flakey, Shape::Untouched, Shape::Copied] {
+        for backing in [Backing::Tmpfs, Backing::Direct] {
+            rows.push(Row { backing, shape, rival, ..BASE });
+            if shape != Shape::Untouched {
+                rows.push(Row { backing, shape, rival, pattern: Pattern::Randwrite, ..BASE });
+            }
+        }
+    }
+    rows
+}
+
 /// What one run does.
 #[derive(Clone, Debug)]
 pub struct Selection {
@@ -297,7 +328,7 @@ pub struct Selection {
 /// The rows of these sets, each once, whose name has one of `parts` in it. No set means the bars; or, if there are
 /// parts, every row there is.
 pub fn select(sets: &[Set], parts: &[String]) -> Result<Selection, String> {
-    let by_default = if parts.is_empty() { [Set::Bars].as_slice() } else { &[Set::Matrix, Set::Costs] };
+    let by_default = if parts.is_empty() { [Set::Bars].as_slice() } else { &[Set::Matrix, Set::Costs, Set::Targets] };
     let sets = if sets.is_empty() { by_default } else { sets };
     let mut rows: Vec<Row> = Vec::new();
     for row in sets.iter().flat_map(|set| set.rows()) {
