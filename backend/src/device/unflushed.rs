@@ -55,6 +55,11 @@ impl Stamp {
     pub fn lost(self) -> bool {
         self.0 & Stamp::LOST != 0
     }
+
+    /// Whether a flush has failed since it was `before`.
+    pub fn failed_since(self, before: Stamp) -> bool {
+        self.failures() != before.failures()
+    }
 }
 
 /// A flush that is under way.

@@ -471,6 +471,8 @@ impl Op {
         let believed = match self.flush.take() {
             Some(flush) => {
                 let believed = unflushed.end(flush, errno == 0);
+                // What was zeroed before another flush failed may have been dropped by that: its own flush finds nothing to do.
+                let believed = believed && !(durable && flush.began().failed_since(self.began));
                 if believed && durable {
                     // Its own bytes are on the disk, whatever has become of others.
                     unflushed.written_durably(self.bytes(), flush.began());

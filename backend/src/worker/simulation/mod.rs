@@ -27,6 +27,7 @@ use fastrand::Rng;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::Core;
+use super::mischief::Mischief;
 use super::ops::Ops;
 use super::poll::Poll;
 use super::queue::Setup;
@@ -94,6 +95,8 @@ struct Rig {
     // Whether anything happens from outside.
     meddles: bool,
     rng: Rng,
+    // Tasks wait for each other and for more.
+    _mischief: Option<Mischief>,
     _other_side: OtherSide,
 }
 
@@ -171,6 +174,7 @@ impl Rig {
             places: first,
             rung: false,
             meddles: true,
+            _mischief: rng.bool().then(|| Mischief::new(seed)),
             rng,
             _other_side: other_side,
         };
@@ -284,6 +288,13 @@ impl Rig {
                 side.epoch += 1;
             }
             24..40 => self.core.poll = Poll::fixed(self.rng.u8(..3)),
+            50..54 => {
+                // A suspend that is taken back before it has come to anything.
+                self.chain.map.targets().iter().for_each(|target| target.presuspend());
+                self.core.tasks.wake_all();
+                self.rung = true;
+            }
+            54..60 => self.chain.map.targets().iter().for_each(|target| target.resume()),
             40..50 if !self.side.borrow().kills => self.sim.set_temper(world::temper(&mut self.rng)),
             _ => {}
         }
@@ -337,6 +348,8 @@ impl Rig {
         assert!(self.places.iter().all(|p| matches!(p, Place::Stopped { .. })), "a queue does not stop");
         assert_eq!(self.sim.in_flight(), 0);
         self.core.ops.check_idle();
+        self.core.tasks.check_idle();
+        self.core.local.0.borrow().check_idle();
         self.check_counts();
         let side = self.side.borrow();
         side.world.check_now(&self.sim);

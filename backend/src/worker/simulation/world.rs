@@ -29,6 +29,10 @@ enum Target {
     Striped(u64, Vec<(Under, u64)>),
     Zero,
     Error,
+    /// A stateful one through which everything passes as it is; with what comes behind the device.
+    Through(&'static str, Under, u64, String),
+    /// Regions of so many sectors, on each range in turn, at the same place of it.
+    Switch(u64, Vec<(Under, u64)>),
 }
 
 #[derive(Debug)]
@@ -199,9 +203,11 @@ impl World {
         let wanted = rng.usize(1..=6);
         for _ in 0..40 {
             let len = rng.u64(1..=few / self.block) * self.block;
-            let target = match rng.u8(..10) {
+            let target = match rng.u8(..14) {
                 0 => Some((len.min(32), Target::Zero)),
                 1 if !lines.is_empty() => Some((len.min(16), Target::Error)),
+                10..13 => self.through(rng, used, len),
+                13 => self.switch(rng, used, len),
                 1..6 => self.room(rng, used, len).map(|(under, start, len)| (len, Target::Linear(under, start))),
                 _ => self.striped(rng, used, len),
             };
@@ -214,6 +220,24 @@ impl World {
             lines.push(Line { len: 8, target: Target::Zero });
         }
         lines
+    }
+
+    fn through(&self, rng: &mut Rng, used: &mut [u64], len: u64) -> Option<(u64, Target)> {
+        let (under, start, len) = self.room(rng, used, len)?;
+        let (name, behind) = match rng.u8(..4) {
+            // A millisecond is a long time here.
+            0 => ("delay", if rng.u8(..8) == 0 { "1" } else { "0" }.to_owned()),
+            1 => ("flakey", "1000000 1".to_owned()),
+            2 => ("dust", (self.block * SECTOR as u64).to_string()),
+            _ => ("delay", "0".to_owned()),
+        };
+        Some((len, Target::Through(name, under, start, behind)))
+    }
+
+    fn switch(&self, rng: &mut Rng, used: &mut [u64], len: u64) -> Option<(u64, Target)> {
+        let (first, second) = (self.room(rng, used, len)?, self.room(rng, used, len)?);
+        let region = rng.u64(1..=6) * self.block;
+        Some((first.2.min(second.2), Target::Switch(region, vec![(first.0, first.1), (second.0, second.1)])))
     }
 
     fn striped(&self, rng: &mut Rng, used: &mut [u64], len: u64) -> Option<(u64, Target)> {
@@ -243,6 +267,13 @@ impl World {
                 Target::Linear(under, from) => write!(text, "linear {} {from}", name(*under)),
                 Target::Striped(chunk, legs) => {
                     let _ = write!(text, "striped {} {chunk}", legs.len());
+                    legs.iter().try_for_each(|(under, from)| write!(text, " {} {from}", name(*under)))
+                }
+                Target::Through(kind, under, from, behind) => {
+                    write!(text, "{kind} {} {from} {behind}", name(*under))
+                }
+                Target::Switch(region, legs) => {
+                    let _ = write!(text, "switch {} {region} 0", legs.len());
                     legs.iter().try_for_each(|(under, from)| write!(text, " {} {from}", name(*under)))
                 }
                 Target::Zero => write!(text, "zero"),
@@ -295,7 +326,11 @@ impl World {
             let (under, at, path) = match &line.target {
                 Target::Zero => return (Spot::Zero, path),
                 Target::Error => return (Spot::Error, path),
-                Target::Linear(under, from) => (*under, from + inside, path),
+                Target::Linear(under, from) | Target::Through(_, under, from, _) => (*under, from + inside, path),
+                Target::Switch(region, legs) => {
+                    let (under, from) = legs[(inside / region) as usize % legs.len()];
+                    (under, from + inside, path.wrapping_mul(0x9e37_79b9).wrapping_add(inside / region))
+                }
                 Target::Striped(chunk, legs) => {
                     let count = legs.len() as u64;
                     let (row, leg) = (inside / chunk / count, inside / chunk % count);
