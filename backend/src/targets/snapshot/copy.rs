@@ -1,6 +1,8 @@
 //! Copies of chunks from the origin into the store, with what a guest writes on top.
 
-use crate::guest::HostSlice;
+use std::sync::OnceLock;
+
+use crate::guest::{Buffer, HostSlice};
 use crate::map::Leg;
 use crate::targets::{Cx, LONGEST};
 use crate::worker::cursor::Cursor;
@@ -85,19 +87,36 @@ pub async fn copy(
     Ok(())
 }
 
+/// Sectors that [`zeroes`] can make zeroes for.
+pub const MOST_ZEROES: u64 = 64 * LONGEST as u64 / SECTOR_SIZE;
+
+/// So many sectors of zeroes, at most [`MOST_ZEROES`], to be written from.
+///
+/// # Errors
+/// ENOMEM.
+pub fn zeroes(len: u64) -> Result<Vec<HostSlice>, i32> {
+    // Nobody writes to it: one for all.
+    static ZEROES: OnceLock<Option<Buffer>> = OnceLock::new();
+    let buffer = ZEROES.get_or_init(|| Buffer::new(LONGEST).ok()).as_ref().ok_or(libc::ENOMEM)?;
+    let mut left = (len * SECTOR_SIZE) as usize;
+    let mut all = Vec::new();
+    while left > 0 {
+        let slice = buffer.slice().part(0, left);
+        left -= slice.len();
+        all.push(slice);
+    }
+    Ok(all)
+}
+
 /// Writes zeroes over `len` sectors from sector `at` of a device.
 ///
 /// # Errors
 /// The device's.
 pub async fn zero(cx: &Cx, leg: &Leg, at: u64, len: u64) -> Result<(), i32> {
-    let longest = LONGEST as u64 / SECTOR_SIZE;
-    let lease = cx.buffer((len.min(longest) * SECTOR_SIZE) as usize).await?;
-    lease.slice().fill_zero();
     let mut done = 0;
     while done < len {
-        let now = (len - done).min(longest);
-        let buffer = lease.slice().part(0, (now * SECTOR_SIZE) as usize);
-        cx.io(leg, Action::Write { durable: false }, at + done, now, vec![buffer]).await?;
+        let now = (len - done).min(MOST_ZEROES);
+        cx.io(leg, Action::Write { durable: false }, at + done, now, zeroes(now)?).await?;
         done += now;
     }
     Ok(())

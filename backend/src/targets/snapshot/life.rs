@@ -109,7 +109,8 @@ impl Snapshot {
     /// It is live no longer, or has not come to it.
     pub(super) fn end(&self) {
         let Some(live) = self.live().filter(|live| live.is_of(self.state.id)) else { return };
-        match self.known().before.take() {
+        let before = self.known().before.take();
+        match before {
             // The table that it should have replaced goes on.
             Some(before) => {
                 live.hand_over(Some(before));

@@ -67,11 +67,11 @@ impl Target for SnapshotOrigin {
         let sectors = at..at.saturating_add(io.len);
         match io.action {
             Action::Flush => cx.io(&self.leg, io.action, 0, 0, io.data).await,
-            // It has neither (`num_discard_bios` and `num_write_zeroes_bios` of origin_ctr).
-            Action::Discard | Action::Zero { .. } => Err(libc::EOPNOTSUPP),
+            // It has none (`num_discard_bios` of origin_ctr).
+            Action::Discard => Err(libc::EOPNOTSUPP),
             _ if sectors.end > self.size => Err(libc::EIO),
             Action::Read => cx.io(&self.leg, io.action, at, io.len, io.data).await,
-            Action::Write { .. } => match self.known() {
+            Action::Write { .. } | Action::Zero { .. } => match self.known() {
                 Some(known) => {
                     let write = || cx.io(&self.leg, io.action, at, io.len, io.data);
                     write_to(cx, &known, sectors, write).await

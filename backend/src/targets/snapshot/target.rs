@@ -266,6 +266,19 @@ impl Snapshot {
         result
     }
 
+    /// As the kernel's block layer does where a device cannot (`blkdev_issue_zeroout`): writes zeroes.
+    async fn zero(&self, cx: &Cx, live: &Live, io: &Io, durable: bool) -> Result<(), i32> {
+        let (mut done, mut result) = (0, Ok(()));
+        while done < io.len {
+            let now = (io.len - done).min(copy::MOST_ZEROES);
+            let data = copy::zeroes(now)?;
+            let part = Io { action: Action::Write { durable }, at: io.at + done, len: now, data };
+            result = result.and(self.write(cx, live, part, durable).await);
+            done += now;
+        }
+        result
+    }
+
     /// What a request of a live snapshot does.
     pub(super) async fn request(&self, cx: &Cx, io: Io) -> Result<(), i32> {
         let live = self.live().ok_or(libc::EIO)?;
@@ -274,7 +287,7 @@ impl Snapshot {
             Action::Read => self.read(cx, &live, io).await,
             Action::Write { durable } => self.write(cx, &live, io, durable).await,
             Action::Discard => self.discard(cx, &live, &io).await,
-            Action::Zero { .. } => Err(libc::EOPNOTSUPP),
+            Action::Zero { durable, .. } => self.zero(cx, &live, &io, durable).await,
         }
     }
 
