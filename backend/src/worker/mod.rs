@@ -335,7 +335,6 @@ impl<E: Engine> Core<E> {
             // The turn may have slept.
             self.local.0.borrow_mut().fire(self.engine.now());
             self.drive();
-            self.end_jobs();
         }
         for place in self.queues.iter_mut().flatten() {
             place.queue.publish();
@@ -366,6 +365,7 @@ impl<E: Engine> Core<E> {
             }
             self.starts = starts;
             if !begun {
+                self.end_jobs();
                 return;
             }
         }
