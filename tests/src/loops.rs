@@ -49,6 +49,13 @@ impl Loop {
         Ok(Loop { node: PathBuf::from(run("losetup", args)?.trim()) })
     }
 
+    /// A loop device with logical blocks of so many bytes.
+    pub fn with_blocks(file: &Path, block: u32) -> io::Result<Loop> {
+        let block = format!("--sector-size={block}");
+        let args: [&OsStr; 4] = ["--find".as_ref(), "--show".as_ref(), block.as_ref(), file.as_ref()];
+        Ok(Loop { node: PathBuf::from(run("losetup", args)?.trim()) })
+    }
+
     /// Takes the backing file away; the device goes when its last user closes it.
     pub fn detach(&self) -> io::Result<()> {
         run("losetup", ["-d".as_ref(), self.node.as_os_str()]).map(drop)

@@ -504,6 +504,12 @@ impl Mapper {
             "error" => [1, 7, 0],
             "delay" => [1, 4, 0],
             "flakey" => [1, 5, 0],
+            "unstriped" | "switch" | "log-writes" => [1, 1, 0],
+            "ebs" => [1, 0, 1],
+            "snapshot" => [1, 16, 0],
+            "snapshot-origin" => [1, 9, 0],
+            "snapshot-merge" => [1, 5, 0],
+            "mirror" => [1, 14, 0],
             _ => [1, 0, 0],
         };
         let types = dm_table::target_types().filter(|name| crate::map::served(name));

@@ -1,4 +1,8 @@
 //! Stateful targets of a running process, as a guest and an operator meet them.
+#![allow(missing_docs)]
+
+mod golden;
+mod model;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
