@@ -215,6 +215,10 @@ pub struct Load {
     #[arg(long, value_name = "LIST")]
     pub cpu_affinity: Option<Cpus>,
 
+    /// Bytes of a logical block, 512 or 4096, where the components have smaller ones: for a partition table of such blocks
+    #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = block_size)]
+    pub block_size: u32,
+
     /// Serial number of the disk, up to 20 bytes (default: the device's uuid, or its name)
     #[arg(long, value_name = "TEXT", value_parser = serial, conflicts_with = "socket_dir")]
     pub serial: Option<String>,
@@ -274,6 +278,14 @@ fn ring_size(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {
         Ok(n) if n.is_power_of_two() && (4..=1024).contains(&n) => Ok(n),
         _ => Err("a ring has 4, 8, 16, ... 1024 entries".into()),
+    }
+}
+
+fn block_size(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("512 or 4096".into()),
     }
 }
 

@@ -163,6 +163,7 @@ fn serve(args: &Args) -> Result<(), String> {
         components: components(&args.load.open),
         offer: args.load.offer(),
         serial: args.load.serial.clone(),
+        block_size: args.load.block_size,
         socket_dir: args.listen.socket_dir.clone(),
     };
     let mapper = Mapper::new(settings, Registry::patient(patience), Arc::new(args.load.pool()), state);
@@ -201,7 +202,14 @@ fn start(mapper: &Mapper, args: &Args) -> Result<Overlaid, String> {
                     overlaid = over;
                     warnings
                 }
-                None => mapper.start(&file, &name).map_err(|diagnostic| diagnostic.to_string())?,
+                None => {
+                    let mut warnings = mapper.start(&file, &name).map_err(|diagnostic| diagnostic.to_string())?;
+                    // What another process still writes says nothing yet.
+                    if !args.load.open.incoming {
+                        warnings.extend(inspect::doubts(&file, &mapper.started(), args.load.open.read_only));
+                    }
+                    warnings
+                }
             },
             None => Vec::new(),
         },

@@ -94,9 +94,8 @@ fn block(pieces: &[Found], wanted: &Wanted, notes: &mut Vec<String>) -> Result<u
 /// What is missing for a table of such blocks.
 pub fn blocks_note(block: u64) -> String {
     format!(
-        "the partition table is for blocks of {block} bytes, and no piece has such: a disk that is served has the blocks of \
-         its pieces. Make the header one: losetup --find --show --sector-size {block} NAME.head, and name that device in the \
-         table in place of NAME.head"
+        "the partition table is for blocks of {block} bytes, and no piece has such: serve the disk with --block-size={block}, \
+         or the guest does not find the partitions"
     )
 }
 

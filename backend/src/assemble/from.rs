@@ -24,7 +24,7 @@ pub enum Rest {
     Error,
     /// They read as zeroes and forget what is written
     Zero,
-    /// The guest can read them. No table can say that of a part of a disk, so the others must be read-only too: --read-only
+    /// The guest can read them; to write them fails
     Ro,
 }
 

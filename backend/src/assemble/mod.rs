@@ -183,8 +183,7 @@ pub fn run(args: &Assemble, words: &[String]) -> Result<(), String> {
         product.freeze();
     }
     let command = command(words);
-    let read_only = product.read_only().map_err(|e| format!("vhost-user-dm: {e}"))?;
-    let table = product.table(&files, &command, read_only);
+    let table = product.table(&files, &command);
     let mut outputs = vec![Output { path: &files.head, bytes: &product.head }];
     if !product.tail.is_empty() {
         outputs.push(Output { path: &files.tail, bytes: &product.tail });
@@ -214,7 +213,7 @@ pub fn run(args: &Assemble, words: &[String]) -> Result<(), String> {
         // It is part of no disk any more; that it is still there does no harm.
         let _ = std::fs::remove_file(path);
     }
-    print!("{}", next(&files, &outputs, &args.output));
+    print!("{}", next(&files, &outputs, &args.output, product.block));
     if product.uefi {
         println!("# with -bios /usr/share/ovmf/OVMF.fd it starts from the EFI system partition");
     }
@@ -312,13 +311,14 @@ fn report(product: &Product) -> String {
 }
 
 /// What to do with what was made.
-fn next(files: &Files, outputs: &[Output<'_>], given: &Path) -> String {
+fn next(files: &Files, outputs: &[Output<'_>], given: &Path, block: u64) -> String {
+    let block = if block > 512 { format!(" --block-size={block}") } else { String::new() };
     let names: Vec<String> = outputs.iter().map(|output| output.path.display().to_string()).collect();
     let quoted = |path: &Path| shlex::try_quote(&path.to_string_lossy()).unwrap_or_default().into_owned();
     let socket = files.table.with_extension("sock");
     format!(
         "\nwrote {}\n\n# serve it, then boot it\n\
-         vhost-user-dm --socket-path={socket} --table={table}\n\
+         vhost-user-dm --socket-path={socket} --table={table}{block}\n\
          qemu-system-x86_64 -accel kvm -cpu host -smp 2 -m 1G -nographic \\\n    \
          -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem \\\n    \
          -chardev socket,id=disk,path={socket},reconnect=1 -device vhost-user-blk-pci,chardev=disk,bootindex=1\n",

@@ -1,6 +1,5 @@
 //! A disk that was put together: its segments, the bytes of what lies around the partitions, and the table's text.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -10,6 +9,17 @@ use crate::inspect;
 
 /// How the text of every table that was made here begins, but for the name of a device.
 pub const MARK: &str = "# made by vhost-user-dm assemble";
+
+/// How the name of a device ends that has what is read-only of another.
+const BELOW: &str = "-ro";
+
+/// What of a disk a guest may write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    All,
+    Some,
+    Nothing,
+}
 
 /// Where a segment's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,36 +176,34 @@ impl Product {
         self.doubted.iter_mut().for_each(|piece| piece.write = false);
     }
 
-    /// Whether the whole disk is read-only. A table cannot make a part of a disk so.
-    ///
-    /// # Errors
-    /// What is read-only beside something that is not.
-    pub fn read_only(&self) -> Result<bool, String> {
-        let real = |wanted: bool| {
-            self.segments.iter().find_map(|segment| match &segment.from {
-                From::Linear { path, frozen, .. } if *frozen == wanted => Some(path.as_str()),
-                _ => None,
-            })
+    /// What of the disk the guest may write.
+    fn access(&self) -> Access {
+        let is = |wanted: bool| {
+            self.segments
+                .iter()
+                .any(|segment| matches!(&segment.from, From::Linear { frozen, .. } if *frozen == wanted))
         };
-        match (real(true), real(false)) {
-            (None, _) => Ok(false),
-            (Some(_), None) => Ok(true),
-            (Some(frozen), Some(writable)) => Err(format!(
-                "{frozen} is to be read-only and {writable} is not: the guest can write all of a disk or nothing of it. Make \
-                 all pieces read-only (--read-only), or assemble two disks"
-            )),
+        match (is(true), is(false)) {
+            (false, _) => Access::All,
+            (true, false) => Access::Nothing,
+            (true, true) => Access::Some,
         }
     }
 
-    /// The table, made by `command`; in the concise form where the disk is read-only, which the other one cannot say.
-    pub fn table(&self, files: &Files, command: &str, read_only: bool) -> String {
+    /// The table, made by `command`. Where the guest may not write all of it, in the concise form, which can say that of a
+    /// device: of the disk, or of one below it that has all that is read-only, one piece behind the other.
+    pub fn table(&self, files: &Files, command: &str) -> String {
+        let access = self.access();
+        let stem = files.table.file_stem().unwrap_or_default().to_string_lossy();
+        let name = dm_table::mangle(&stem).unwrap_or_else(|| "disk".to_owned());
+        let below = format!("{name}{BELOW}");
         let mut lines = vec![format!("{MARK}: {}", self.what), format!("# {command}")];
         for (path, bytes) in [(&files.head, &self.head), (&files.tail, &self.tail)] {
             if !bytes.is_empty() {
                 lines.push(mark(path, bytes));
             }
         }
-        let mut start = 0;
+        let (mut start, mut lower, mut lower_len) = (0, Vec::new(), 0);
         for segment in &self.segments {
             if let Some(comment) = &segment.comment {
                 lines.push(format!("# {comment}"));
@@ -206,26 +214,35 @@ impl Product {
                 From::Tail => format!("{start} {len} linear {} 0", files.tail.display()),
                 From::Zero => format!("{start} {len} zero"),
                 From::Error => format!("{start} {len} error"),
+                From::Linear { path, start: at, frozen: true } if access == Access::Some => {
+                    lower.push(format!("{lower_len} {len} linear {path} {at}"));
+                    lower_len += len;
+                    format!("{start} {len} linear /dev/mapper/{below} {}", lower_len - len)
+                }
                 From::Linear { path, start: at, .. } => format!("{start} {len} linear {path} {at}"),
             });
             start += len;
         }
-        let mut text = String::new();
-        for line in lines {
-            // Nothing of what the host's tables say begins a line of its own.
-            let _ = writeln!(text, "{}", line.replace(|c: char| c.is_control() && c != '\t', " "));
+        match access {
+            Access::All => joined(&lines),
+            Access::Nothing => device(&name, "ro", &lines),
+            Access::Some => format!("{}{}", device(&name, "rw", &lines), device(&below, "ro", &lower)),
         }
-        if !read_only {
-            return text;
-        }
-        let stem = files.table.file_stem().unwrap_or_default().to_string_lossy();
-        let name = dm_table::mangle(&stem).unwrap_or_else(|| "disk".to_owned());
-        let special = |c: char| matches!(c, '\\' | ',' | ';');
-        let escape = |text: &str| {
-            text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect::<String>()
-        };
-        format!("{},,,ro,\n{};\n", escape(&name), escape(text.trim_end()))
     }
+}
+
+/// Nothing of what the host's tables say begins a line of its own.
+fn joined(lines: &[String]) -> String {
+    let line = |line: &String| line.replace(|c: char| c.is_control() && c != '\t', " ") + "\n";
+    lines.iter().map(line).collect()
+}
+
+/// A device in the concise form.
+fn device(name: &str, access: &str, lines: &[String]) -> String {
+    let special = |c: char| matches!(c, '\\' | ',' | ';');
+    let escape =
+        |text: &str| text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect::<String>();
+    format!("{},,,{access},\n{};\n", escape(name), escape(joined(lines).trim_end()))
 }
 
 /// A line that tells which bytes were written to a file.

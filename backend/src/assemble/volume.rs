@@ -34,6 +34,6 @@ pub(super) fn run(name: &str, args: &Assemble, command: &str) -> Result<(), Stri
         return Ok(());
     }
     files::write(&outputs).map_err(|error| said(&error))?;
-    print!("{}", next(&files, &outputs, &args.output));
+    print!("{}", next(&files, &outputs, &args.output, 512));
     Ok(())
 }

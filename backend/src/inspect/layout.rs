@@ -24,6 +24,8 @@ pub struct Part {
     pub partition: Option<String>,
     /// It goes on where the segment before ends.
     pub continues: bool,
+    /// Whether it cannot be written although the disk can.
+    pub read_only: bool,
 }
 
 /// See the module's text.
@@ -66,6 +68,7 @@ impl Layout {
                 contents: seen.then(|| look(&window, len).ok()).flatten(),
                 partition: own.as_ref().and_then(|own| named(own, place.start)),
                 continues,
+                read_only: place.read_only,
             });
         }
         Layout { sectors: disk.chain().len().get(), disk: own, parts }
@@ -84,6 +87,7 @@ impl Layout {
                 contents: None,
                 partition: None,
                 continues: false,
+                read_only: false,
             }
         };
         Layout { sectors: table.len().get(), disk: None, parts: table.lines.iter().map(part).collect() }
@@ -102,7 +106,7 @@ impl Layout {
                     start: 0,
                     len: part.len,
                     at: part.start,
-                    write,
+                    write: write && !part.read_only,
                     room: Some(self.room(index)),
                     inside: Inside::Known(contents),
                     ..Piece::default()

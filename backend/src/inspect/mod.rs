@@ -31,7 +31,7 @@ pub use bytes::{Bytes, Window};
 pub use findings::{Finding, IDS, Inside, Piece, Severity, findings, force};
 pub use layout::{Layout, Part};
 pub(crate) use verdict::components;
-pub use verdict::{Judging, Verdict, judge};
+pub use verdict::{Judging, Verdict, doubts, judge};
 
 /// What the beginning of a piece says that it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

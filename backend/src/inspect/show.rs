@@ -80,7 +80,7 @@ fn legend(layout: &Layout, colours: bool) -> String {
                 part.start.to_string(),
                 part.len.to_string(),
                 human(part.len.saturating_mul(512)),
-                format!("{} {}", part.target, part.to).trim_end().to_owned(),
+                format!("{} {}{}", part.target, part.to, access(part)).trim_end().to_owned(),
                 holds(part),
             ]
         })
@@ -130,6 +130,11 @@ pub(super) fn holds(part: &Part) -> String {
     [partition, Some(contents).filter(|text| !text.is_empty())].into_iter().flatten().collect::<Vec<_>>().join(": ")
 }
 
+/// What of it is not as for the rest of the disk.
+pub(super) fn access(part: &Part) -> &'static str {
+    if part.read_only { ", read-only" } else { "" }
+}
+
 /// The few words that a narrow place has room for.
 pub(super) fn short(part: &Part) -> String {
     match &part.contents {
@@ -167,7 +172,7 @@ mod tests {
 
     fn part(start: u64, len: u64, target: &str, to: &str, contents: Option<Contents>) -> Part {
         let (target, to) = (target.to_owned(), to.to_owned());
-        Part { start, len, target, to, contents, partition: None, continues: false }
+        Part { start, len, target, to, contents, partition: None, continues: false, read_only: false }
     }
 
     fn layout() -> Layout {

@@ -69,7 +69,8 @@ pub(super) fn svg(title: &str, layout: &Layout) -> String {
 
 fn line(part: &Part) -> String {
     let size = human(part.len.saturating_mul(512));
-    let text = format!("{}+{} ({size}) {} {}  {}", part.start, part.len, part.target, part.to, holds(part));
+    let (target, to, access) = (&part.target, &part.to, super::show::access(part));
+    let text = format!("{}+{} ({size}) {target} {to}{access}  {}", part.start, part.len, holds(part));
     text.trim_end().to_owned()
 }
 

@@ -99,6 +99,23 @@ pub fn judge(
     verdict
 }
 
+/// What a process that serves the table file warns of: what [`judge`] finds in the components, once each. What others claim has
+/// been refused or warned of, as have sectors that are reached in two ways.
+pub fn doubts(file: &TableFile, started: &[Started], read_only: bool) -> Vec<String> {
+    let mut all = findings(&components(file, read_only, false));
+    for device in started.iter().filter(|device| device.top) {
+        let described = described(device);
+        all.extend(findings(&described.layout.pieces(&device.name, !described.read_only)));
+    }
+    let told = ["overlap", "mounted", "swap", "md", "lvm", "held", "loop"];
+    all.retain(|finding| finding.severity >= Severity::Warn && !told.contains(&finding.id));
+    let line = |finding: &Finding| match &finding.help {
+        Some(help) => format!("{} [{}]; {help}", finding.text, finding.id),
+        None => format!("{} [{}]", finding.text, finding.id),
+    };
+    all.iter().map(line).collect()
+}
+
 fn overlap(warning: &str) -> Finding {
     Finding {
         id: "overlap",

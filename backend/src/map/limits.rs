@@ -167,6 +167,21 @@ impl Stacked {
         Stacked { discard, write_zeroes: true, ..self }
     }
 
+    /// The same with logical blocks of `block` bytes at least.
+    pub(super) fn in_blocks(self, block: u32) -> Stacked {
+        let logical_block = self.logical_block.max(block);
+        let physical_block = self.physical_block.max(logical_block);
+        let larger =
+            |discard: StackedDiscard| StackedDiscard { granularity: discard.granularity.max(logical_block), ..discard };
+        Stacked {
+            logical_block,
+            physical_block,
+            io_min: self.io_min.max(physical_block),
+            discard: self.discard.map(larger),
+            ..self
+        }
+    }
+
     /// What a target adds of its own (`io_hints`).
     fn hint(&mut self, target: &Target) {
         match target {

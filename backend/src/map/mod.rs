@@ -349,6 +349,11 @@ impl Map {
         }
     }
 
+    /// The same map as a disk of blocks of `block` bytes at least, whatever smaller ones its devices have.
+    pub fn in_blocks(&self, block: u32) -> Map {
+        Map { limits: self.limits.in_blocks(block), ..self.clone() }
+    }
+
     /// The devices that a flush must reach, ascending, each once: those that a write to this disk can reach.
     ///
     /// Where a stripe uses a part of a lower map, all devices of that lower map count.

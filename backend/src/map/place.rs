@@ -19,6 +19,8 @@ pub struct Place<'m> {
     pub len: u64,
     /// Type of its target.
     pub target: &'static str,
+    /// Whether it is of a read-only device below the disk.
+    pub read_only: bool,
     segment: &'m Segment,
     names: &'m BTreeMap<DevIx, Arc<str>>,
 }
@@ -61,6 +63,7 @@ impl Map {
         self.segments.iter().enumerate().map(|(i, segment)| Place {
             start: self.starts[i],
             len: self.segment_end(i) - self.starts[i],
+            read_only: matches!(segment, Segment::ReadOnly(_)),
             target: match segment.inner() {
                 Segment::Linear { .. } => "linear",
                 Segment::Striped(_) => "striped",

@@ -56,6 +56,8 @@ pub(super) struct Devices {
     pub all: BTreeMap<u32, Device>,
     // Nothing is made or changed any more.
     pub closed: bool,
+    /// Bytes of the smallest logical block that a guest is shown.
+    pub block: u32,
 }
 
 impl Devices {
@@ -154,6 +156,7 @@ impl Devices {
         let above: BTreeSet<u32> = self.above(minor, false).into_iter().collect();
         let lying = |device: &Device| Lying {
             minor: device.minor,
+            disk: Arc::downgrade(&device.disk),
             name: device.name.clone(),
             read_only: device.active.as_ref().is_some_and(|table| table.read_only),
             map: device.active.as_ref().map(|table| table.map.clone()),
@@ -174,7 +177,10 @@ impl Devices {
         Some(Chain {
             name: device.disk.name(),
             components: table::components(&table.map, all.map(Arc::as_ref)),
-            map: Arc::<Map>::clone(&table.map),
+            map: match self.block > table.map.limits().logical_block {
+                true => Arc::new(table.map.in_blocks(self.block)),
+                false => Arc::<Map>::clone(&table.map),
+            },
             read_only: table.read_only,
             limiters: device.disk.limiters.clone(),
             events: device.events.clone(),

@@ -86,6 +86,8 @@ pub struct Settings {
     pub offer: Offer,
     /// Answer to GET_ID; by default the uuid, or the name.
     pub serial: Option<String>,
+    /// Bytes of the smallest logical block that a guest is shown.
+    pub block_size: u32,
     /// Where devices that are created get a socket.
     pub socket_dir: Option<PathBuf>,
 }
@@ -139,7 +141,7 @@ impl Mapper {
     /// No devices yet. They are kept in `state`, if there is one.
     pub fn new(settings: Settings, registry: Registry, pool: Arc<Pool>, state: Option<StateDir>) -> Arc<Mapper> {
         Arc::new_cyclic(|myself| Mapper {
-            devices: Mutex::default(),
+            devices: Mutex::new(Devices { block: settings.block_size, ..Devices::default() }),
             free: Condvar::new(),
             components: Mutex::new((registry, Slots::default())),
             settings,
@@ -354,9 +356,9 @@ impl Mapper {
         self.probe(minor, &table)
             .map_err(|unwilling| unwilling.error(minor).kernel("ioctl: error adding target to table"))?;
         let mut devices = self.devices();
-        for lower in table.lowers() {
-            // One that was removed meanwhile.
-            devices.get(lower)?;
+        // One may have been removed meanwhile, and another made in its place.
+        if !table.is_grounded(&|lower| Some(devices.get(lower).ok()?.disk.clone())) {
+            return Err(DmError::new(libc::ENXIO).detail("a device that the table lies on was removed meanwhile"));
         }
         // Dropped without the lock: files may be closed.
         let old = devices.get_mut(minor)?.inactive.replace(table);

@@ -63,6 +63,7 @@ impl Mapper {
             })?;
             self.make_live(info.minor, table).map_err(|error| wanted(&error))?;
         }
+        warnings.extend(self.started().iter().filter_map(|started| unreachable_end(&started.disk)));
         let mut seen = std::collections::HashSet::new();
         warnings.retain(|warning| seen.insert(warning.clone()));
         warnings.extend(self.shared(None));
@@ -139,6 +140,15 @@ impl Mapper {
         };
         devices.all.iter().map(started).collect()
     }
+}
+
+/// A guest asks for whole blocks, and cannot say what lies behind the last.
+fn unreachable_end(disk: &Disk) -> Option<String> {
+    let chain = disk.chain();
+    let (beyond, block) = (chain.len().get() % chain.block_sectors(), chain.map.limits().logical_block);
+    let name = disk.name();
+    (beyond > 0)
+        .then(|| format!("{name}: a guest cannot reach the last {beyond} sectors, which are no block of {block} bytes"))
 }
 
 fn created(device: &dm_table::Device, name: &str) -> Create {

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use dm_table::{DevRef, Diagnostic, Sectors, Source, Target};
 
 use crate::chain::{Chain, Components};
 use crate::control::schema::{Dep, Line};
 use crate::device::{self, Component, Kind, Registry, Slots};
+use crate::disk::Disk;
 use crate::map::{DevIx, LookupError, Lower, Map};
 use crate::targets::Stateful;
 
@@ -17,8 +18,8 @@ use super::{DmError, MAJOR};
 /// What a device of a table stands for.
 #[derive(Clone)]
 enum Found {
-    /// Another device of this process, by its minor number.
-    Mapped(u32),
+    /// Another device of this process, by its minor number; another may have that after it.
+    Mapped(u32, Weak<Disk>),
     /// A component device, and its path from the root.
     Component(DevIx, Arc<Component>, PathBuf),
 }
@@ -27,6 +28,7 @@ enum Found {
 #[derive(Clone)]
 pub(super) struct Lying {
     pub minor: u32,
+    pub disk: Weak<Disk>,
     pub name: String,
     pub read_only: bool,
     /// Its live map; none when it has no table.
@@ -98,7 +100,7 @@ impl Table {
                 return Ok(lower.clone());
             }
             let new = match mapped.named(dev) {
-                Some(lying) => Found::Mapped(lying.minor),
+                Some(lying) => Found::Mapped(lying.minor, lying.disk.clone()),
                 None => ground.component(dev, !written.contains(dev.text.as_str()))?,
             };
             let lower = stands_for(&new, mapped, read_only)?;
@@ -185,7 +187,7 @@ impl Table {
     /// The table as it was loaded, devices of this process as `lower` says.
     pub fn as_loaded(&self, lower: &dyn Fn(u32) -> String) -> String {
         let name = |dev: &DevRef| match self.found.get(&dev.text) {
-            Some(Found::Mapped(minor)) => lower(*minor),
+            Some(Found::Mapped(minor, _)) => lower(*minor),
             _ => dev.text.clone(),
         };
         self.text.display_with(&name).to_string()
@@ -214,17 +216,25 @@ impl Table {
     /// The devices of this process that it lies on, by minor number.
     pub fn lowers(&self) -> BTreeSet<u32> {
         let minor = |found: &Found| match found {
-            Found::Mapped(minor) => Some(*minor),
+            Found::Mapped(minor, _) => Some(*minor),
             Found::Component(..) => None,
         };
         self.found.values().filter_map(minor).collect()
+    }
+
+    /// Whether the devices that it lies on are still those that it was built on.
+    pub fn is_grounded(&self, disk: &dyn Fn(u32) -> Option<Arc<Disk>>) -> bool {
+        self.found.values().all(|found| match found {
+            Found::Mapped(minor, known) => disk(*minor).is_some_and(|disk| known.ptr_eq(&Arc::downgrade(&disk))),
+            Found::Component(..) => true,
+        })
     }
 
     /// Its own component devices; those of devices that it lies on are theirs.
     pub fn components(&self) -> impl Iterator<Item = (DevIx, &Arc<Component>)> {
         self.found.values().filter_map(|found| match found {
             Found::Component(ix, component, _) => Some((*ix, component)),
-            Found::Mapped(_) => None,
+            Found::Mapped(..) => None,
         })
     }
 
@@ -278,7 +288,7 @@ impl Table {
 
     fn shown_text(&self, dev: &str, lower: &dyn Fn(u32) -> String) -> String {
         match self.found.get(dev) {
-            Some(Found::Mapped(minor)) => lower(*minor),
+            Some(Found::Mapped(minor, _)) => lower(*minor),
             Some(Found::Component(_, component, path)) => match component.kind {
                 Kind::Block { major, minor } => format!("{major}:{minor}"),
                 Kind::File => path.display().to_string(),
@@ -313,7 +323,7 @@ impl Table {
         let mut deps: Vec<Dep> = Vec::new();
         for dev in self.text.device_refs() {
             let dep = match self.found.get(&dev.text) {
-                Some(Found::Mapped(minor)) => {
+                Some(Found::Mapped(minor, _)) => {
                     Dep { major: Some(MAJOR), minor: Some(*minor), name: lower(*minor), mapped: true }
                 }
                 Some(Found::Component(_, component, path)) => match component.kind {
@@ -341,7 +351,7 @@ impl Found {
     fn component(&self) -> Option<&Arc<Component>> {
         match self {
             Found::Component(_, component, _) => Some(component),
-            Found::Mapped(_) => None,
+            Found::Mapped(..) => None,
         }
     }
 }
@@ -356,7 +366,7 @@ fn gone(name: &str) -> LookupError {
 }
 
 fn stands_for(found: &Found, mapped: &Mapped, read_only: bool) -> Result<Lower, LookupError> {
-    let minor = match found {
+    let (minor, disk) = match found {
         Found::Component(ix, component, _) => {
             return Ok(Lower::Device {
                 ix: *ix,
@@ -365,9 +375,10 @@ fn stands_for(found: &Found, mapped: &Mapped, read_only: bool) -> Result<Lower, 
                 limits: component.limits,
             });
         }
-        Found::Mapped(minor) => minor,
+        Found::Mapped(minor, disk) => (minor, disk),
     };
-    let lying = mapped.by_minor.get(minor).ok_or_else(|| gone(&format!("{MAJOR}:{minor}")))?;
+    let lying = mapped.by_minor.get(minor).filter(|lying| lying.disk.ptr_eq(disk));
+    let lying = lying.ok_or_else(|| gone(&format!("{MAJOR}:{minor}")))?;
     let name = &lying.name;
     if lying.above {
         return Err(LookupError {

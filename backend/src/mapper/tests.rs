@@ -308,3 +308,28 @@ fn names_are_the_kernels() {
     let by_uuid = Which { uuid: Some("U1".into()), ..Which::default() };
     assert_eq!(mapper.info(&by_uuid).unwrap().name, "c");
 }
+
+#[test]
+fn a_device_that_has_the_number_of_a_removed_one_is_not_that_one() {
+    let mapper = mapper();
+    made(&mapper, "low", "0 8 zero");
+    let high = create(&mapper, "high").unwrap().minor;
+    let source = Arc::new(Source::new("test", "0 8 linear /dev/mapper/low 0"));
+    let text = dm_table::parse(source.clone(), Format::Plain).unwrap().devices.remove(0).table;
+    let table = mapper.build(high, (source, text), false, None).unwrap();
+    let minor = mapper.info(&named("low")).unwrap().minor;
+    let is_grounded = || table.is_grounded(&|lower| Some(mapper.devices().get(lower).ok()?.disk.clone()));
+    let rebuilt = || table.rebuild(&mapper.devices().mapped(high), false).map(drop);
+    assert!(is_grounded() && rebuilt().is_ok());
+    mapper.remove(&Remove { which: named("low"), ..Remove::default() }, &Patient).unwrap();
+    assert!(!is_grounded() && rebuilt().is_err());
+    assert_eq!(
+        mapper.create(&Create { name: "low".into(), minor: Some(minor), ..Create::default() }).unwrap().minor,
+        minor
+    );
+    load(&mapper, "low", "0 8 error").unwrap();
+    resume(&mapper, "low").unwrap();
+    assert!(!is_grounded());
+    let error = rebuilt().unwrap_err();
+    assert_eq!(error.reason(), "linear: Device lookup failed (-ENXIO)");
+}

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use dm_tests::daemon::{Daemon, flag};
+use dm_tests::daemon::{Daemon, flag, run};
 use dm_tests::vmm::{Setup, Vmm};
 
 use crate::ground::{Ground, sfdisk, sgdisk};
@@ -138,19 +138,42 @@ fn what_cannot_be_made_is_said() {
 }
 
 #[test]
-fn all_of_a_disk_may_be_read_only_but_no_part_alone() {
+fn a_part_of_a_disk_may_be_read_only() {
     let ground = Ground::new();
     let host = host(&ground, "host", GPT);
     let before = fs::read(&host).expect("the host's disk");
-    let said = ground.try_assemble(&["--from=host", "--only=3", "--rest=ro"]);
-    assert!(!said.good && said.err.contains("the guest can write all of a disk or nothing of it"), "{}", said.err);
-    let said = ground.try_assemble(&["a=host@8192+8192,ro", "b=host@16384+4096"]);
-    assert!(
-        !said.good && said.err.contains("Make all pieces read-only (--read-only), or assemble two disks"),
-        "{}",
-        said.err
-    );
+    ground.assemble(&["--from=host", "--only=3", "--rest=ro"]);
+    let exported = ground.path("exported");
+    let table = ground.path("disk.table");
+    let (status, _, said) = run(["export", &table.display().to_string(), &flag("--to", &exported)]).expect("export");
+    assert_eq!(status, 0, "{said}");
+    let shown = run(["show", &table.display().to_string()]).expect("show").1;
+    assert!(shown.lines().any(|line| line.contains("linear host 8192, read-only")), "{shown}");
+    let image = fs::read(exported).expect("the disk");
+    assert!(image == before, "all partitions can be read");
+    let written = overwrite(&ground);
+    let sectors = |range: std::ops::Range<usize>| ranges(written[range].iter().copied());
+    assert_eq!((sectors(8192..16384), sectors(16384..20480)), (vec![], vec![(0, 4096)]));
+    assert_eq!(sectors(24576..32768), []);
+    assert_eq!(changed(&before, &host), [(16384, 20480)]);
 
+    ground.assemble(&["a=host@8192+8192,ro", "b=host@16384+4096", "--force=changed"]);
+    let table = ground.table();
+    assert!(table.starts_with("disk,,,rw,\n# made by vhost-user-dm assemble"), "{table}");
+    let lower = format!(";\ndisk-ro,,,ro,\n0 8192 linear {} 8192;\n", host.display());
+    assert!(table.ends_with(&lower), "{table}");
+    assert!(table.contains("\n2048 8192 linear /dev/mapper/disk-ro 0\n"), "{table}");
+    let written = overwrite(&ground);
+    assert_eq!(ranges(written[2048..14336].iter().copied()), [(8192, 12288)]);
+    // Its mark is found in this form too.
+    ground.assemble(&["--from=host", "--only=1", "--rest=ro", "--force=changed"]);
+}
+
+#[test]
+fn all_of_a_disk_may_be_read_only() {
+    let ground = Ground::new();
+    let host = host(&ground, "host", GPT);
+    let before = fs::read(&host).expect("the host's disk");
     ground.assemble(&["a=host@8192+8192,ro,label=a\\,b", "b=host@16384+4096,ro"]);
     assert!(sgdisk(&ground.image(), 1).iter().any(|(key, value)| key == "Attribute flags" && value.starts_with('1')));
     assert_eq!(ranges(overwrite(&ground).iter().copied()), []);

@@ -1,6 +1,7 @@
 //! The control socket, and the devices and tables that it changes.
 #![allow(missing_docs)]
 
+mod access;
 mod golden;
 mod hang;
 mod hostile;

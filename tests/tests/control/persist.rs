@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dm_tests::control::{Client, Controlled, which};
 use dm_tests::daemon::flag;
-use dm_tests::files;
+use dm_tests::files::{self, SmallFs};
 use dm_tests::rng::{Repeat, operations, seeds};
 use dm_tests::vmm::Setup;
 use fastrand::Rng;
@@ -275,5 +275,52 @@ fn a_state_that_is_none_is_refused_with_words() {
     let mut second = dm_tests::daemon::Daemon::start(controlled.args());
     let status = second.wait(Duration::from_secs(60)).expect("it ends");
     assert!(!status.success() && second.log().contains("is in use by"), "{}", second.log());
+    controlled.stop();
+}
+
+/// Fills a file system with a file.
+fn fill(fs: &SmallFs) -> PathBuf {
+    use std::io::Write;
+    let path = fs.path().join("filler");
+    let mut file = std::fs::File::create(&path).expect("a file");
+    while file.write_all(&[1; 4096]).is_ok() {}
+    path
+}
+
+#[test]
+fn a_resume_that_cannot_be_kept_leaves_the_device_suspended_with_the_old_table() {
+    let name = "a_resume_that_cannot_be_kept_leaves_the_device_suspended_with_the_old_table";
+    if !dm_tests::skip::is_root() {
+        return dm_tests::skip::skip(name, "mounting needs root");
+    }
+    let small = SmallFs::mount(64 << 10).expect("a small file system");
+    let ground = Ground::new();
+    let state = small.path().join("state");
+    let first = format!("main,,,rw,{}", ground.table(0).replace('\n', ","));
+    let mut controlled = Controlled::start(&first, &[&flag("--state-dir", &state)]);
+    link(&controlled.control, &ground);
+    let mut disk = controlled.vmm("main", &Setup::default());
+    let kept = std::fs::read(state.join("state.json")).expect("the state");
+    let filler = fill(&small);
+    controlled.must(&["load", "main", "--table", &ground.table(5)]);
+    let said = controlled.must_not(&["resume", "--force", "main"]);
+    assert!(said.contains("the devices cannot be kept (--state-dir)") && said.contains("No space left"), "{said}");
+    let info = controlled.client().info("main");
+    assert!(info["suspended"] == true && info["inactive"] == false && info["live"] == true, "{info}");
+    assert!(std::fs::read(state.join("state.json")).expect("the state") == kept);
+    // A request waits, and is the old table's when the device goes on.
+    let line = controlled.must(&["table", "main"]);
+    assert!(line.starts_with(&format!("0 8 linear {} 0\n", ground.component.display())), "{line}");
+    std::fs::remove_file(filler).expect("remove");
+    controlled.must(&["resume", "main"]);
+    assert_eq!(disk.read(0, 0, SECTOR).expect("read")[..8], 0_u64.to_le_bytes());
+    controlled.must(&["load", "main", "--table", &ground.table(5)]);
+    controlled.must(&["resume", "--force", "main"]);
+    assert_eq!(disk.read(0, 0, SECTOR).expect("read")[..8], 5_u64.to_le_bytes());
+    drop(disk);
+    controlled.daemon.signal(Signal::KILL);
+    controlled.daemon.wait(Duration::from_secs(60)).expect("it ends");
+    controlled.start_again();
+    assert_eq!(found(&mut controlled.client(), &ground), Devices::from([("main".to_owned(), (None, 5))]));
     controlled.stop();
 }
