@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -68,18 +69,16 @@ pub struct Replay {
 /// # Errors
 /// Why not, for the user.
 pub fn replay(args: &Replay) -> Result<(), String> {
-    let mut registry = Registry::new();
-    let source = opened(&mut registry, &args.source, true)?;
-    let file = source.file();
+    let (file, bytes) = source(&args.source)?;
     let at_log = |error: &dyn std::fmt::Display| format!("vhost-user-dm: {}: {error}", args.source.display());
-    let log = Log::new(&*file, size(&source)).map_err(|error| at_log(&error))?;
+    let log = Log::new(&file, bytes).map_err(|error| at_log(&error))?;
     let what = What { from: args.from.clone(), until: args.until.clone(), no_discard: args.no_discard };
     let Some(path) = &args.to else {
         let listed = if args.list { list(&what, &log) } else { summary(&log) };
         return listed.map_err(|error| at_log(&error)).and_then(|text| say(&text));
     };
-    let image = opened(&mut registry, path, false)?;
-    if image.identity == source.identity {
+    let image = opened(path)?;
+    if same(&file, &image.file()).map_err(|error| at_log(&error))? {
         return Err(format!("vhost-user-dm: {}: it is the log itself", path.display()));
     }
     let done = Run { args, what: &what, log: &log, path }.run(&image);
@@ -106,10 +105,30 @@ fn last(points: &Points) -> String {
     points.entries.checked_sub(1).map_or("none".into(), |last| last.to_string())
 }
 
-fn opened(registry: &mut Registry, path: &Path, read_only: bool) -> Result<Arc<Component>, String> {
+/// A log, and its size in bytes. It is read without locks: what it counts is there, and stays while a disk is served with it.
+fn source(path: &Path) -> Result<(File, u64), String> {
+    let opened = File::open(path).and_then(|file| {
+        let kind = file.metadata()?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(io::Error::other("neither a file nor a block device"));
+        }
+        let size = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))?;
+        Ok((file, size))
+    });
+    opened.map_err(|error| format!("vhost-user-dm: {}: the log cannot be read: {error}", path.display()))
+}
+
+fn same(one: &File, other: &File) -> io::Result<bool> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    let is_device = one.file_type().is_block_device() && other.file_type().is_block_device();
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()) || (is_device && one.rdev() == other.rdev()))
+}
+
+/// An image to write, which nobody else has.
+fn opened(path: &Path) -> Result<Arc<Component>, String> {
     let text = path.to_str().ok_or_else(|| format!("vhost-user-dm: {}: the path is not UTF-8", path.display()))?;
-    let options = Options { read_only, cache: Cache::Buffered, incoming: false };
-    let component = registry.open(text, None, &options).map_err(|error| {
+    let options = Options { read_only: false, cache: Cache::Buffered, incoming: false };
+    let component = Registry::new().open(text, None, &options).map_err(|error| {
         let help = error.help().map(|help| format!("\n  = help: {help}")).unwrap_or_default();
         format!("vhost-user-dm: {error}{help}")
     })?;

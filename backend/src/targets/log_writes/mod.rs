@@ -77,13 +77,9 @@ impl LogWrites {
     /// # Errors
     /// No memory.
     pub fn new(dev: Leg, (start, block): (u64, u32), log: Leg, sectors: u64) -> std::io::Result<LogWrites> {
-        LogWrites::with(dev, (start, block), log, sectors, MOST)
-    }
-
-    fn with(dev: Leg, (start, block): (u64, u32), log: Leg, sectors: u64, most: usize) -> std::io::Result<LogWrites> {
         let headers = Buffer::new(state::BATCH * block as usize)?;
         let writer = Writer { headers, zeroes: Buffer::new(ZEROES)?, begun: false };
-        let state = Arc::new(State::new(writer, block, sectors, most));
+        let state = Arc::new(State::new(writer, block, sectors, MOST));
         Ok(LogWrites { dev, log, start, passes_discards: true, state })
     }
 
