@@ -113,6 +113,59 @@ cases! {
         block: 8,
         ..PLAIN
     };
+    snapshot_kept = Case {
+        parts: &[260, 600],
+        tables: &["0 256 snapshot c0 c1 P 8"],
+        whole: &[1],
+        breaks: true,
+        rewrites: true,
+        ..PLAIN
+    };
+    // Areas of 32 chunks: they are filled, and there are several.
+    snapshot_of_sectors = Case {
+        parts: &[256, 400],
+        tables: &["0 256 snapshot c0 c1 PO 1"],
+        whole: &[1],
+        breaks: true,
+        rewrites: true,
+        ..PLAIN
+    };
+    snapshot_in_memory = Case {
+        parts: &[256, 256],
+        tables: &["0 256 snapshot c0 c1 N 4"],
+        whole: &[1],
+        breaks: true,
+        rewrites: true,
+        lasts: false,
+        ..PLAIN
+    };
+    snapshot_with_discards = Case {
+        parts: &[256, 600],
+        tables: &["0 250 snapshot c0 c1 P 4 2 discard_zeroes_cow discard_passdown_origin"],
+        // The last chunk is copied up to the end of the origin, as a merge has to put it back.
+        whole: &[0, 1],
+        breaks: true,
+        rewrites: true,
+        ..PLAIN
+    };
+    // What is written to the origin has to be copied to two snapshots first.
+    an_origin = Case {
+        parts: &[256, 700, 300],
+        tables: &["0 256 snapshot c0 c1 P 8", "0 256 snapshot c0 c2 N 2", "0 256 snapshot-origin c0"],
+        whole: &[1, 2],
+        masks: true,
+        rewrites: true,
+        ..PLAIN
+    };
+    a_snapshot_of_targets = Case {
+        parts: &[300, 600],
+        tables: &["0 256 delay c0 8 1", "0 256 snapshot /dev/mapper/t0 c1 P 8", "0 200 linear /dev/mapper/t1 56"],
+        whole: &[1],
+        place: |at| Some((0, 8 + 56 + at)),
+        breaks: true,
+        rewrites: true,
+        ..PLAIN
+    };
     a_stack = Case {
         parts: &[300, 300],
         tables: &[
