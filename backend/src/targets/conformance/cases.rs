@@ -166,6 +166,24 @@ cases! {
         rewrites: true,
         ..PLAIN
     };
+    log_writes = Case {
+        parts: &[256, 1 << 15],
+        tables: &["0 256 log-writes c0 c1"],
+        messages: &[&["mark", "one"]],
+        whole: &[1],
+        masks: true,
+        rewrites: true,
+        ..PLAIN
+    };
+    // Full after some requests: the disk goes on.
+    log_writes_full = Case {
+        parts: &[256, 100],
+        tables: &["0 200 log-writes c0 c1"],
+        whole: &[1],
+        masks: true,
+        rewrites: true,
+        ..PLAIN
+    };
     a_stack = Case {
         parts: &[300, 300],
         tables: &[
