@@ -1,4 +1,7 @@
 //! `dust`: a device with bad blocks, which a write repairs (dm-dust.c).
+//!
+//! Where the kernel looks at one block of an operation only, all of them count here: those of a discard, and both where a
+//! line does not begin on a block. And a flush is no write to the line's first block, which it repairs there.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -12,6 +15,9 @@ use crate::guest::HostSlice;
 use crate::map::{DevIx, Leg};
 use crate::worker::cursor::Cursor;
 use crate::worker::ops::Action;
+
+/// Bad blocks that one target may have: a client can add them for ever.
+const MOST: usize = 1 << 20;
 
 /// See the module's text.
 pub struct Dust {
@@ -46,31 +52,31 @@ impl Dust {
         self.state.bad.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether any block of a range is bad.
-    fn touches(&self, at: u64, len: u64) -> bool {
+    /// The blocks of a range that fail an operation on it. A write that does not repairs them.
+    fn failing(&self, at: u64, len: u64, write: bool) -> Vec<u64> {
         let first = (self.start + at) / self.block;
         let last = (self.start + at + len.max(1) - 1) / self.block;
-        self.bad().range(first..=last).next().is_some()
-    }
-
-    /// Whether an operation within one block fails. A write that does not repairs it.
-    fn fails(&self, block: u64, write: bool) -> bool {
         let mut bad = self.bad();
-        let Some(fails) = bad.get_mut(&block) else { return false };
-        match (write, *fails) {
-            (false, _) => true,
-            (true, 0) => {
-                bad.remove(&block);
-                if !self.state.quiet.load(Ordering::Relaxed) {
-                    log::info!("dust: block {block} removed from badblocklist by write");
+        if !write {
+            return bad.range(first..=last).map(|(block, _)| *block).collect();
+        }
+        let (mut failing, mut repaired) = (Vec::new(), Vec::new());
+        for (block, fails) in bad.range_mut(first..=last) {
+            match fails.checked_sub(1) {
+                Some(left) => {
+                    *fails = left;
+                    failing.push(*block);
                 }
-                false
-            }
-            (true, _) => {
-                *fails -= 1;
-                true
+                None => repaired.push(*block),
             }
         }
+        for block in repaired {
+            bad.remove(&block);
+            if !self.state.quiet.load(Ordering::Relaxed) {
+                log::info!("dust: block {block} removed from badblocklist by write");
+            }
+        }
+        failing
     }
 
     fn blocks(&self) -> u64 {
@@ -78,8 +84,11 @@ impl Dust {
     }
 
     fn add(&self, block: u64, fails: u8) -> Result<(), Refused> {
-        match self.bad().entry(block) {
+        let mut bad = self.bad();
+        let full = bad.len() >= MOST;
+        match bad.entry(block) {
             Entry::Occupied(_) => Err(format!("dust: dust_add_block: block {block} already in badblocklist")),
+            Entry::Vacant(_) if full => Err("dust: dust_add_block: badblock allocation failed".into()),
             Entry::Vacant(place) => {
                 place.insert(fails);
                 Ok(())
@@ -104,25 +113,26 @@ fn part(data: &[HostSlice], skip: u64, len: u64) -> Vec<HostSlice> {
 
 impl Target for Dust {
     async fn run(&self, cx: &Cx, io: Io) -> Result<(), i32> {
-        if io.action == Action::Flush || !self.state.enabled.load(Ordering::Acquire) || !self.touches(io.at, io.len) {
-            return cx.io(&self.leg, io.action, io.at, io.len, io.data).await;
+        let Io { action, at, len, data } = io;
+        if action == Action::Flush || !self.state.enabled.load(Ordering::Acquire) {
+            return cx.io(&self.leg, action, at, len, data).await;
         }
-        let write = io.action != Action::Read;
-        let (mut result, mut done) = (Ok(()), 0);
-        while done < io.len {
-            let at = self.start + io.at + done;
-            let len = (self.block - at % self.block).min(io.len - done);
-            let ended = match self.fails(at / self.block, write) {
-                true => Err(libc::EIO),
-                false => {
-                    let data = part(&io.data, done, len);
-                    cx.io(&self.leg, io.action, io.at + done, len, data).await
-                }
-            };
-            result = result.and(ended);
-            done += len;
+        let failing = self.failing(at, len, action != Action::Read);
+        if failing.is_empty() {
+            return cx.io(&self.leg, action, at, len, data).await;
         }
-        result
+        // What lies between those that fail is done, as by the kernel, which cuts requests at blocks.
+        let (mut next, end) = (at, at + len);
+        for block in failing.into_iter().map(Some).chain([None]) {
+            let until = block.map_or(end, |block| (block * self.block).saturating_sub(self.start).max(next));
+            if until > next {
+                let data = part(&data, next - at, until - next);
+                // It fails in any case.
+                let _ = cx.io(&self.leg, action, next, until - next, data).await;
+            }
+            next = block.map_or(end, |block| ((block + 1) * self.block).saturating_sub(self.start).min(end));
+        }
+        Err(libc::EIO)
     }
 
     fn status(&self, name: &dyn Fn(&str) -> String) -> String {

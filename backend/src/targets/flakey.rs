@@ -76,21 +76,20 @@ impl Flakey {
         elapsed % (self.up + self.down).max(1) >= self.up
     }
 
-    /// Which byte becomes which, if one does.
-    fn corrupted(&self, action: Action, len: u64) -> Option<(u64, u8)> {
+    /// Which bytes become which: one that the table says, one by chance.
+    fn corrupted(&self, action: Action, len: u64) -> [Option<(u64, u8)>; 2] {
         let write = action != Action::Read;
         let bytes = len * dm_table::SECTOR_SIZE;
         let durable = matches!(action, Action::Write { durable: true });
-        if let Some(corrupt) = &self.features.corrupt
-            && corrupt.write == write
-            && corrupt.nth <= bytes
-            && (corrupt.flags == 0 || (corrupt.flags == REQ_FUA && durable))
-        {
-            return Some((corrupt.nth - 1, corrupt.value));
-        }
+        let told = self.features.corrupt.filter(|corrupt| {
+            let flags = corrupt.flags == 0 || (corrupt.flags == REQ_FUA && durable);
+            corrupt.write == write && (1..=bytes).contains(&corrupt.nth) && flags
+        });
+        let told = told.map(|corrupt| (corrupt.nth - 1, corrupt.value));
         let chance = if write { self.features.random_write } else { self.features.random_read };
         let mut rng = self.rng.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        (chance > 0 && rng.u32(..BILLION) < chance).then(|| (rng.u64(..bytes.max(1)), rng.u8(..)))
+        let by_chance = chance > 0 && rng.u32(..BILLION) < chance;
+        [told, by_chance.then(|| (rng.u64(..bytes.max(1)), rng.u8(..)))]
     }
 
     /// The data with one byte from elsewhere: the guest's own memory stays as it is.
@@ -118,7 +117,7 @@ impl Target for Flakey {
             let corrupted = self.corrupted(action, len);
             let read = data.clone();
             cx.io(&self.leg, action, at, len, data).await?;
-            if let Some((byte, value)) = corrupted {
+            for (byte, value) in corrupted.into_iter().flatten() {
                 let mut cursor = Cursor::new(&read);
                 cursor.skip(byte);
                 cursor.take(1, |slice| slice.set_first(value));
@@ -131,11 +130,9 @@ impl Target for Flakey {
         if self.features.error_writes {
             return Err(libc::EIO);
         }
-        let corrupted = matches!(action, Action::Write { .. }).then(|| self.corrupted(action, len)).flatten();
-        let data = match corrupted {
-            Some((byte, value)) => self.replaced(&data, byte, value),
-            None => data,
-        };
+        let corrupted = if matches!(action, Action::Write { .. }) { self.corrupted(action, len) } else { [None; 2] };
+        let replaced = |data: Vec<HostSlice>, (byte, value)| self.replaced(&data, byte, value);
+        let data = corrupted.into_iter().flatten().fold(data, replaced);
         cx.io(&self.leg, action, at, len, data).await
     }
 
