@@ -98,6 +98,11 @@ fn queue() {
 }
 
 #[test]
+fn log() {
+    replay("log");
+}
+
+#[test]
 fn every_target_is_here_and_in_the_fuzzers_crate() {
     let manifest = include_str!("../fuzz/Cargo.toml");
     let built: Vec<&str> = manifest

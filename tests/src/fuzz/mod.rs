@@ -8,11 +8,13 @@
 
 mod chain;
 mod guest;
+mod log;
 mod map;
 mod queue;
 mod table;
 
 pub use chain::chain;
+pub use log::log;
 pub use map::map;
 pub use queue::queue;
 pub use table::table;
@@ -21,4 +23,4 @@ pub use table::table;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 4] = [("table", table), ("chain", chain), ("map", map), ("queue", queue)];
+pub const TARGETS: [Target; 5] = [("table", table), ("chain", chain), ("map", map), ("queue", queue), ("log", log)];
