@@ -9,6 +9,7 @@ use dm_table::{DevRef, Diagnostic, Line, Source, Span, Table, Target};
 use crate::targets::Stateful;
 
 use super::index::Index;
+use super::mirror;
 use super::stateful;
 use super::stripe::{Key, Leg, Striped};
 use super::{DevIx, LookupError, Lower, MAX_SEGMENTS, MAX_STRIPED_DEPTH, Map, Segment, Stacked, limits, overlap};
@@ -81,7 +82,7 @@ pub(super) fn build(
     let mut warnings: Vec<Diagnostic> =
         resolved.iter().filter_map(|line| stateful::remark(source, line.line, &line.areas)).collect();
     let stacked = limits::calculate(source, &resolved, &mut warnings)?;
-    let mut flat = Flat { previous, ..Flat::default() };
+    let mut flat = Flat { previous, read_only, ..Flat::default() };
     for line in &resolved {
         flat.add(source, line)?;
     }
@@ -116,7 +117,20 @@ pub(super) fn build(
 pub(crate) fn served(type_name: &str) -> bool {
     matches!(
         type_name,
-        "linear" | "striped" | "zero" | "error" | "delay" | "flakey" | "dust" | "unstriped" | "switch" | "ebs" | "snapshot" | "snapshot-origin" | "log-writes"
+        "linear"
+            | "striped"
+            | "zero"
+            | "error"
+            | "delay"
+            | "flakey"
+            | "dust"
+            | "unstriped"
+            | "switch"
+            | "ebs"
+            | "snapshot"
+            | "snapshot-origin"
+            | "log-writes"
+            | "mirror"
     )
 }
 
@@ -219,6 +233,8 @@ fn because(source: &Source, dev: &DevRef, reason: String, error: LookupError) ->
 struct Flat<'p> {
     // The map of the same table that this one replaces.
     previous: Option<&'p Map>,
+    // Nothing is written.
+    read_only: bool,
     starts: Vec<u64>,
     segments: Vec<Segment>,
     end: u64,
@@ -292,7 +308,10 @@ impl Flat<'_> {
         let target = match self.previous.and_then(|map| map.own_target(line.start)) {
             // It keeps what it remembers.
             Some(target) => target.again(legs),
-            None => stateful::make(source, line, areas, legs)?,
+            None => match &line.target {
+                Target::Mirror(of) => mirror::make(line, of, areas, legs, self.read_only),
+                _ => stateful::make(source, line, areas, legs)?,
+            },
         };
         let number = self.own_target(line, target, areas);
         self.push(source, line, Segment::Target { target: number, skip: 0 }, line.len.get())

@@ -19,6 +19,7 @@
 mod build;
 mod index;
 mod limits;
+mod mirror;
 mod overlap;
 mod place;
 mod snapshots;

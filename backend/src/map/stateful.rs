@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use dm_table::{DevRef, Diagnostic, Ebs, Line, SECTOR_SIZE, Sectors, Source, Span, Table, Target};
 
 use super::build::Area;
+use super::mirror;
 use super::snapshots;
 use super::stripe::Leg;
 use crate::stats;
@@ -50,6 +51,7 @@ pub(super) fn is_one(target: &Target) -> bool {
             | Target::Snapshot(_)
             | Target::SnapshotOrigin(_)
             | Target::LogWrites(_)
+            | Target::Mirror(_)
     )
 }
 
@@ -82,6 +84,7 @@ pub fn positions(target: &Target) -> Vec<Position<'_>> {
                 [&log_writes.dev, &log_writes.log].map(|dev| Position::written(dev, Sectors::ZERO, dev.span));
             vec![dev, Position { aside: true, ..log }]
         }
+        Target::Mirror(mirror) => mirror::positions(mirror),
         _ => Vec::new(),
     }
 }
@@ -109,6 +112,9 @@ pub(super) fn underlying(ebs: &Ebs, logical_block: u32) -> Sectors {
 
 /// What a constructor finds wrong with the devices that a line names; it has found all of them.
 pub(super) fn check(source: &Source, line: &Line, areas: &[Area<'_>]) -> Result<(), Diagnostic> {
+    if let Target::Mirror(mirror) = &line.target {
+        return mirror::check(source, line, mirror, areas);
+    }
     if let Target::Snapshot(snapshot) = &line.target {
         return snapshots::check(source, "snapshot", snapshot, areas);
     }
@@ -130,7 +136,9 @@ pub(super) fn remark(source: &Source, line: &Line, areas: &[Area<'_>]) -> Option
             let reason = format!("log-writes: entries have blocks of {own} bytes, as {}", dev.name());
             Diagnostic::warning(source, target.log.span, reason)
                 .found(format!("{}, with blocks of {its} bytes", log.name()))
-                .help("it may refuse them, and then nothing is logged: a log on a file or device with small blocks works")
+                .help(
+                    "it may refuse them, and then nothing is logged: a log on a file or device with small blocks works",
+                )
         });
     }
     let (Target::Ebs(ebs), [area]) = (&line.target, areas) else { return None };

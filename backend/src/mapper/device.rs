@@ -174,6 +174,7 @@ impl Devices {
         let table = self.live(minor, tables)?;
         let below = self.below(minor, tables);
         let all = below.iter().filter_map(|minor| self.live(*minor, tables));
+        table.map.own_targets().for_each(|target| target.events(&device.events));
         Some(Chain {
             name: device.disk.name(),
             components: table::components(&table.map, all.map(Arc::as_ref)),

@@ -12,6 +12,7 @@ mod dust;
 mod ebs;
 mod flakey;
 mod log_writes;
+pub mod mirror;
 mod ranges;
 mod shared;
 pub mod snapshot;
@@ -25,6 +26,7 @@ pub use dust::Dust;
 pub use ebs::Ebs;
 pub use flakey::{Corrupt, Features, Flakey};
 pub use log_writes::LogWrites;
+pub use mirror::Mirror;
 pub use shared::Shared;
 pub use snapshot::{Snapshot, SnapshotOrigin};
 pub use switch::Switch;
@@ -32,6 +34,7 @@ pub use unstriped::Unstriped;
 
 use std::sync::Arc;
 
+use crate::event::Events;
 use crate::guest::HostSlice;
 use crate::map::{DevIx, Leg};
 use crate::worker::ops::Action;
@@ -127,6 +130,11 @@ macro_rules! stateful {
                 match self { $( Stateful::$name(target) => target.resume(), )* }
             }
 
+            /// Where it tells that something has happened to its device.
+            pub fn events(&self, events: &Arc<Events>) {
+                match self { $( Stateful::$name(target) => target.events(events), )* }
+            }
+
             /// The same target, with what it remembers, over other ranges: a device that it lies on has another table.
             pub fn again(&self, legs: Vec<Leg>) -> Stateful {
                 match self { $( Stateful::$name(target) => Stateful::$name(target.again(legs)), )* }
@@ -164,6 +172,8 @@ stateful! {
     SnapshotOrigin,
     /// Logs what is written.
     LogWrites,
+    /// Has the same data on several legs.
+    Mirror,
 }
 
 /// What targets have in common; [`Stateful`] has the same methods.
@@ -184,6 +194,7 @@ trait Target {
     fn presuspend(&self) {}
     fn postsuspend(&self) {}
     fn resume(&self) {}
+    fn events(&self, _: &Arc<Events>) {}
     fn printed(&self, _: &dm_table::Target) -> Option<dm_table::Target> {
         None
     }

@@ -184,6 +184,61 @@ cases! {
         rewrites: true,
         ..PLAIN
     };
+    // From the first leg to the other two, while there are requests.
+    mirror_core = Case {
+        parts: &[300, 280, 256],
+        tables: &["0 256 mirror core 1 32 3 c0 8 c1 20 c2 0"],
+        place: |at| Some((0, at + 8)),
+        masks: true,
+        rewrites: true,
+        whole: &[1, 2],
+        ..PLAIN
+    };
+    mirror_in_sync = Case {
+        parts: &[256, 256],
+        tables: &["0 250 mirror core 2 64 nosync 2 c0 6 c1 6 1 handle_errors"],
+        prepare: |parts| parts[1] = parts[0].clone(),
+        place: |at| Some((0, at + 6)),
+        masks: true,
+        rewrites: true,
+        // Without a log nobody knows which writes a crash has left on one leg alone.
+        lasts: false,
+        whole: &[1],
+        ..PLAIN
+    };
+    mirror_log = Case {
+        parts: &[256, 256, 8],
+        tables: &["0 256 mirror disk 2 c2 16 2 c0 0 c1 0 2 handle_errors keep_log"],
+        prepare: |parts| parts[2].fill(0),
+        masks: true,
+        rewrites: true,
+        whole: &[1, 2],
+        ..PLAIN
+    };
+    mirror_small_regions = Case {
+        parts: &[256, 256, 256, 8],
+        tables: &["0 241 mirror disk 3 c3 2 sync 3 c0 15 c1 0 c2 7"],
+        place: |at| Some((0, at + 15)),
+        masks: true,
+        rewrites: true,
+        whole: &[1, 2, 3],
+        ..PLAIN
+    };
+    // Below others, and above others.
+    mirror_stacked = Case {
+        parts: &[300, 300, 16],
+        tables: &[
+            "0 200 delay c0 8 1",
+            "0 128 mirror disk 2 c2 8 2 /dev/mapper/t0 40 c1 3",
+            "0 100 linear /dev/mapper/t1 20\n100 16 dust /dev/mapper/t1 0 512",
+        ],
+        prepare: |parts| parts[2].fill(0),
+        place: |at| Some((0, 8 + 40 + if at < 100 { at + 20 } else { at - 100 })),
+        masks: true,
+        rewrites: true,
+        whole: &[1, 2],
+        ..PLAIN
+    };
     a_stack = Case {
         parts: &[300, 300],
         tables: &[
