@@ -140,6 +140,9 @@ pub enum ReplayError {
     Stopped(String),
 }
 
+/// Who looks at an image behind an entry that was replayed to it.
+pub type Behind<'a> = &'a mut dyn FnMut(&mut dyn Image, &At, &Points) -> Result<(), ReplayError>;
+
 /// What to replay.
 #[derive(Clone, Debug, Default)]
 pub struct Replay {
@@ -211,7 +214,7 @@ impl Replay {
         log: &Log<'_>,
         plan: &Plan,
         image: &mut dyn Image,
-        behind: &mut dyn FnMut(&mut dyn Image, &At, &Points) -> Result<(), ReplayError>,
+        behind: Behind<'_>,
     ) -> Result<Points, ReplayError> {
         let mut points = Points::default();
         for entry in log.entries() {
