@@ -78,7 +78,7 @@ impl Drop for Loop {
 pub struct LoopFs {
     at: PathBuf,
     // In this order: unmounted (by our own drop), detached, removed.
-    _device: Loop,
+    device: Loop,
     _dir: TempDir,
 }
 
@@ -94,12 +94,17 @@ impl LoopFs {
         let at = dir.path().join("mnt");
         std::fs::create_dir(&at)?;
         run("mount", ["-t".as_ref(), "ext4".as_ref(), device.node.as_os_str(), at.as_os_str()])?;
-        Ok(LoopFs { at, _device: device, _dir: dir })
+        Ok(LoopFs { at, device, _dir: dir })
     }
 
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.at
+    }
+
+    /// The device that it is on.
+    pub fn device(&self) -> &Path {
+        &self.device.node
     }
 
     /// Whatever writes to it from now on waits in the kernel until the result is dropped. That must come before a killed

@@ -129,6 +129,7 @@ pub(crate) fn served(type_name: &str) -> bool {
             | "ebs"
             | "snapshot"
             | "snapshot-origin"
+            | "snapshot-merge"
             | "log-writes"
             | "mirror"
     )

@@ -4,7 +4,7 @@
 //! virtio-blk guest can see the result. Left out: zoned devices, secure erase, the alignment of discards, and
 //! limits on a request's size, which the engine takes care of.
 
-use dm_table::{Diagnostic, SECTOR_SIZE, Sectors, Source, Span, Target};
+use dm_table::{Diagnostic, SECTOR_SIZE, Sectors, SnapshotMerge, Source, Span, Target};
 
 use super::build::{Area, Resolved};
 use crate::device;
@@ -215,7 +215,7 @@ impl Stacked {
                 self.discard.get_or_insert(logged);
             }
             // Only with `discard_zeroes_cow` does a snapshot take discards, and frees nothing smaller than a chunk.
-            Target::Snapshot(snapshot) => {
+            Target::Snapshot(snapshot) | Target::SnapshotMerge(SnapshotMerge(snapshot)) => {
                 self.write_zeroes = false;
                 let chunk = u32::try_from(snapshot.chunk.bytes()).unwrap_or(u32::MAX);
                 let whole = |discard: StackedDiscard| {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use dm_table::{DevRef, Diagnostic, Ebs, Line, SECTOR_SIZE, Sectors, Source, Span, Table, Target};
+use dm_table::{DevRef, Diagnostic, Ebs, Line, SECTOR_SIZE, Sectors, SnapshotMerge, Source, Span, Table, Target};
 
 use super::build::Area;
 use super::mirror;
@@ -50,6 +50,7 @@ pub(super) fn is_one(target: &Target) -> bool {
             | Target::Ebs(_)
             | Target::Snapshot(_)
             | Target::SnapshotOrigin(_)
+            | Target::SnapshotMerge(_)
             | Target::LogWrites(_)
             | Target::Mirror(_)
     )
@@ -77,6 +78,10 @@ pub fn positions(target: &Target) -> Vec<Position<'_>> {
         Target::Snapshot(snapshot) => {
             let cow = Position { whole: true, ..Position::same(&snapshot.cow, true) };
             vec![Position::same(&snapshot.origin, snapshot.discard_passdown_origin), cow]
+        }
+        Target::SnapshotMerge(merge) => {
+            let cow = Position { whole: true, ..Position::same(&merge.0.cow, true) };
+            vec![Position::same(&merge.0.origin, true), cow]
         }
         Target::SnapshotOrigin(origin) => vec![Position::same(&origin.dev, true)],
         Target::LogWrites(log_writes) => {
@@ -115,8 +120,8 @@ pub(super) fn check(source: &Source, line: &Line, areas: &[Area<'_>]) -> Result<
     if let Target::Mirror(mirror) = &line.target {
         return mirror::check(source, line, mirror, areas);
     }
-    if let Target::Snapshot(snapshot) = &line.target {
-        return snapshots::check(source, "snapshot", snapshot, areas);
+    if let Target::Snapshot(snapshot) | Target::SnapshotMerge(SnapshotMerge(snapshot)) = &line.target {
+        return snapshots::check(source, line.target.type_name(), snapshot, areas);
     }
     let (Target::Ebs(ebs), [area]) = (&line.target, areas) else { return Ok(()) };
     let block = underlying(ebs, area.limits().logical_block);
@@ -228,6 +233,10 @@ pub(super) fn make(source: &Source, line: &Line, areas: &[Area<'_>], legs: Vec<L
         Target::Snapshot(snapshot) => {
             let made = snapshots::make(line, snapshot, areas, legs);
             made.map(Stateful::Snapshot).ok_or_else(|| wrong("it names no store".into()))
+        }
+        Target::SnapshotMerge(merge) => {
+            let made = snapshots::make(line, &merge.0, areas, legs).map(targets::SnapshotMerge::new);
+            made.map(Stateful::SnapshotMerge).ok_or_else(|| wrong("it names no store".into()))
         }
         Target::SnapshotOrigin(_) => {
             Ok(Stateful::SnapshotOrigin(targets::SnapshotOrigin::new(leg, line.start.get(), area.size())))

@@ -28,7 +28,7 @@ pub use flakey::{Corrupt, Features, Flakey};
 pub use log_writes::LogWrites;
 pub use mirror::Mirror;
 pub use shared::Shared;
-pub use snapshot::{Snapshot, SnapshotOrigin};
+pub use snapshot::{Snapshot, SnapshotMerge, SnapshotOrigin};
 pub use switch::Switch;
 pub use unstriped::Unstriped;
 
@@ -170,6 +170,8 @@ stateful! {
     Snapshot,
     /// Has snapshots.
     SnapshotOrigin,
+    /// Goes back into its origin.
+    SnapshotMerge,
     /// Logs what is written.
     LogWrites,
     /// Has the same data on several legs.

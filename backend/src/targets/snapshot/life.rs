@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::task::Poll;
 
-use dm_table::{Sectors, Snapshot as Params};
+use dm_table::{Sectors, Snapshot as Params, SnapshotMerge};
 use event_listener::EventListener;
 use nix::errno::Errno;
 
@@ -140,11 +140,17 @@ impl Snapshot {
         self.state.stopped.load(Ordering::Acquire)
     }
 
-    /// Copies what writers of the origin wait for, until its device is suspended.
-    pub(super) async fn serve(&self, cx: &Cx) {
-        let Some(live) = self.live().filter(|live| live.is_of(self.state.id)) else { return };
+    /// Its device is served from now on.
+    pub(super) fn begin(&self) -> Option<Arc<Live>> {
+        let live = self.live().filter(|live| live.is_of(self.state.id))?;
         self.known().before = None;
         live.enter_stage(Stage::Served);
+        Some(live)
+    }
+
+    /// Copies what writers of the origin wait for, until its device is suspended.
+    pub(super) async fn serve(&self, cx: &Cx) {
+        let Some(live) = self.begin() else { return };
         let mut copies: Vec<Pin<Box<dyn Future<Output = ()> + '_>>> = Vec::new();
         let mut work: Option<Pin<Box<EventListener>>> = None;
         let serve = poll_fn(|context| {
@@ -230,6 +236,10 @@ impl Target for Snapshot {
             // That of the store counts.
             (dm_table::Target::Snapshot(params), Some(chunk)) => {
                 Some(dm_table::Target::Snapshot(Params { chunk: Sectors::new(chunk), ..params.clone() }))
+            }
+            (dm_table::Target::SnapshotMerge(SnapshotMerge(params)), Some(chunk)) => {
+                let params = Params { chunk: Sectors::new(chunk), ..params.clone() };
+                Some(dm_table::Target::SnapshotMerge(SnapshotMerge(params)))
             }
             _ => None,
         }

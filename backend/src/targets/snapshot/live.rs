@@ -72,8 +72,6 @@ struct Inner {
     buried: bool,
     owner: Option<Owner>,
     stage: Stage,
-    // Chunks of the origin that are being merged.
-    merging: Range<u64>,
 }
 
 /// The target that has a snapshot.
@@ -158,7 +156,6 @@ impl Live {
             buried: !valid,
             owner: Some(owner),
             stage: Stage::New,
-            merging: 0..0,
         };
         Live {
             store,
@@ -449,50 +446,28 @@ impl Live {
         Errands { doomed: std::mem::take(&mut inner.doomed), copies: inner.copies.drain(..most).collect() }
     }
 
-    /// The last exceptions of the store, for a merge of at most `most` of them.
+    /// The last exceptions of the store, at most `most`: see [`Store::tail`].
     ///
     /// # Errors
     /// The store's.
-    pub async fn merge_last(&self, cx: &Cx, cow: &Leg, most: u64) -> Result<Option<Run>, StoreError> {
-        let mut end = self.store.end().await;
-        let last = self.store.last(cx, cow, &mut end, most).await;
-        self.area.store(end.area(), Ordering::Relaxed);
-        last
+    pub async fn merge_tail(&self, cx: &Cx, cow: &Leg, most: u64) -> Result<Vec<Run>, StoreError> {
+        let end = self.store.end().await;
+        self.store.tail(cx, cow, &end, most).await
     }
 
-    /// A run that [`Live::merge_last`] gave is in the origin durably: takes it out of the store, and out of what is looked up.
+    /// What [`Live::merge_tail`] gave is in the origin durably: takes it out of the store, and out of what is looked up.
     ///
     /// # Errors
     /// The store's.
-    pub async fn merge_commit(&self, cx: &Cx, cow: &Leg, run: Run) -> Result<(), StoreError> {
+    pub async fn merge_commit(&self, cx: &Cx, cow: &Leg, runs: &[Run]) -> Result<(), StoreError> {
         let mut end = self.store.end().await;
-        self.store.take_back(cx, cow, &mut end, run.len).await?;
+        self.store.take_back(cx, cow, &mut end, runs.iter().map(|run| run.len).sum()).await?;
+        self.area.store(end.area(), Ordering::Relaxed);
         let mut inner = self.inner();
-        inner.complete.remove(run.old, run.len);
+        runs.iter().for_each(|run| inner.complete.remove(run.old, run.len));
         // As if they had been added in order (dm-snap-persistent.c): nothing is added any more.
         inner.next = self.layout().area(end.area()) + end.entries() + 1;
         Ok(())
-    }
-
-    /// Chunks of the origin that are being merged: whoever writes them has to wait. An empty range ends that.
-    pub fn set_merging(&self, chunks: Range<u64>) {
-        self.inner().merging = chunks;
-        self.changed.notify(usize::MAX);
-    }
-
-    /// Whether a chunk is being merged.
-    pub fn is_merging(&self, old: u64) -> bool {
-        self.inner().merging.contains(&old)
-    }
-
-    /// Waits until it is not.
-    pub async fn merged(&self, old: u64) {
-        while self.is_merging(old) {
-            listener!(self.changed => changed);
-            if self.is_merging(old) {
-                changed.await;
-            }
-        }
     }
 
     /// Merging has met a device that fails.

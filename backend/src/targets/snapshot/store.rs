@@ -361,65 +361,63 @@ impl Store {
         Ok(())
     }
 
-    /// The last exceptions of the list: those that follow each other both in the origin and in the store, at most `most`.
-    /// `None` when there are none. Where it ends goes back into the area before when there is nothing left in this one.
+    /// The area that the last exception is in, and how many that area has. None when there is no exception.
+    fn last_area(&self, end: &End) -> Option<(u64, u64)> {
+        match end.entries {
+            0 => Some((end.area.checked_sub(1)?, self.layout.entries())),
+            entries => Some((end.area, entries)),
+        }
+    }
+
+    /// The last exceptions of the list, at most `most` and all of one area; the last first, those that follow each other both
+    /// in the origin and in the store as one. None of them where there are none at all.
     ///
     /// # Errors
     /// The device's, or an entry that cannot be.
-    pub async fn last(&self, cx: &Cx, cow: &Leg, end: &mut End, most: u64) -> Result<Option<Run>, StoreError> {
-        if end.entries == 0 {
-            if end.area == 0 {
-                return Ok(None);
-            }
-            (end.area, end.entries) = (end.area - 1, self.layout.entries());
-        }
-        let mut run: Option<Run> = None;
+    pub async fn tail(&self, cx: &Cx, cow: &Leg, end: &End, most: u64) -> Result<Vec<Run>, StoreError> {
+        let Some((area, entries)) = self.last_area(end) else { return Ok(Vec::new()) };
+        let mut runs: Vec<Run> = Vec::new();
         let mut unit: Option<(u64, Vec<u8>)> = None;
-        for n in (0..end.entries).rev() {
-            let (at, byte) = self.place(end.area, n);
+        for n in (entries.saturating_sub(most)..entries).rev() {
+            let (at, byte) = self.place(area, n);
             let bytes = match &mut unit {
                 Some((known, bytes)) if *known == at => bytes,
                 other => &mut other.insert((at, read(cx, cow, at, self.layout.unit()).await?)).1,
             };
             let entry = bytes.get(byte..).and_then(Entry::read).filter(|entry| self.layout.is_data(entry.new));
-            run = match (run, entry) {
-                (None, Some(Entry { old, new })) => Some(Run { old, new, len: 1 }),
-                (None, None) => {
-                    let why = "which is not what was read before";
-                    return Err(StoreError::Entry { n, old: 0, new: 0, why });
+            let why = "which is not what was read before";
+            let Entry { old, new } = entry.ok_or(StoreError::Entry { n, old: 0, new: 0, why })?;
+            match runs.last_mut() {
+                Some(run) if old.checked_add(1) == Some(run.old) && new + 1 == run.new => {
+                    *run = Run { old, new, len: run.len + 1 };
                 }
-                (Some(run), Some(e))
-                    if run.len < most && e.old.checked_add(1) == Some(run.old) && e.new + 1 == run.new =>
-                {
-                    Some(Run { old: e.old, new: e.new, len: run.len + 1 })
-                }
-                _ => break,
-            };
+                _ => runs.push(Run { old, new, len: 1 }),
+            }
         }
-        Ok(run)
+        Ok(runs)
     }
 
-    /// Takes the last `n` exceptions off the list, which are all in its last area. When it ends that outlasts anything. What
+    /// Takes the last `n` exceptions off the list, which are all in one area. When it ends that outlasts anything. What
     /// was in the store must be in the origin durably by then: only the store's own device is flushed here.
     ///
     /// # Errors
     /// The device's.
     pub async fn take_back(&self, cx: &Cx, cow: &Leg, end: &mut End, n: u64) -> Result<(), StoreError> {
-        let left = end.entries.checked_sub(n);
         let failed = |at, errno| StoreError::Io { doing: "write metadata", at, errno };
-        let left = left.ok_or(failed(self.layout.area(end.area) * self.layout.chunk(), libc::EINVAL))?;
+        let last = self.last_area(end).and_then(|(area, entries)| Some((area, entries, entries.checked_sub(n)?)));
+        let (area, mut entries, left) = last.ok_or(failed(0, libc::EINVAL))?;
         cx.io(cow, Action::Flush, 0, 0, Vec::new()).await.map_err(|errno| failed(0, errno))?;
         // Backwards, so that there is never an entry behind the end.
-        while end.entries > left {
-            let (at, byte) = self.place(end.area, end.entries - 1);
+        while entries > left {
+            let (at, byte) = self.place(area, entries - 1);
             let here = byte as u64 / ENTRY + 1;
-            let keep = here - here.min(end.entries - left);
+            let keep = here - here.min(entries - left);
             let mut unit = if keep == 0 { Vec::new() } else { read(cx, cow, at, self.layout.unit()).await? };
             unit.truncate((keep * ENTRY) as usize);
             write(cx, cow, at, &unit, self.layout.unit(), true).await.map_err(|errno| failed(at, errno))?;
-            end.entries -= here - keep;
+            entries -= here - keep;
             unit.resize(self.layout.unit() as usize, 0);
-            end.unit = unit;
+            *end = End { area, entries, unit };
         }
         Ok(())
     }
