@@ -36,11 +36,21 @@ pub struct Mix<'a> {
     pub writes: bool,
     pub discards: bool,
     pub zeroes: bool,
+    /// No discard goes beyond a multiple of it.
+    pub discard_within: u64,
 }
 
 impl<'a> Mix<'a> {
     pub fn new(device: &'a str, sectors: u64) -> Self {
-        Mix { device, sectors, borders: vec![0, sectors], writes: true, discards: true, zeroes: true }
+        Mix {
+            device,
+            sectors,
+            borders: vec![0, sectors],
+            writes: true,
+            discards: true,
+            zeroes: true,
+            discard_within: u64::MAX,
+        }
     }
 
     pub fn reads(device: &'a str, sectors: u64) -> Self {
@@ -64,7 +74,10 @@ impl<'a> Mix<'a> {
             _ if !self.writes => Operation::Read(at, length),
             0..=44 => Operation::Write(at, length, rng.u64(1..1 << 53)),
             45..=49 => Operation::Flush,
-            50..=54 if self.discards => Operation::Discard(at, length),
+            50..=54 if self.discards => {
+                let left = self.discard_within - at % self.discard_within;
+                Operation::Discard(at, length.min(u32::try_from(left).unwrap_or(length)))
+            }
             55..=59 if self.zeroes => Operation::WriteZeroes(at, length),
             _ => Operation::Read(at, length),
         }
@@ -172,8 +185,30 @@ impl<'k> Duo<'k> {
         self.io(&list.collect::<Vec<_>>())
     }
 
+    /// One after another. With `DM_KERNEL_STEPS` set both sides wait for each other after each of them, and the first read
+    /// that differs is told sector by sector.
     pub fn io(&mut self, list: &[Request]) -> Checked {
         self.history.push(format!("{} operations", list.len()));
+        if std::env::var_os("DM_KERNEL_STEPS").is_none() {
+            return self.run(list);
+        }
+        for one in list {
+            self.history.push(format!("{} {}", one.0, one.1));
+            self.run(std::slice::from_ref(one)).map_err(|why| why + &self.sectors_that_differ(one))?;
+        }
+        Ok(())
+    }
+
+    fn sectors_that_differ(&mut self, (device, operation): &Request) -> String {
+        let Operation::Read(at, len) = *operation else { return String::new() };
+        let list: Vec<Request> = (at..at + u64::from(len)).map(|at| (device.clone(), Operation::Read(at, 1))).collect();
+        let [kernel, ours] = self.sides().map(|(_, side)| side.io(&list));
+        let pairs = (at..).zip(kernel.iter().zip(&ours)).filter(|(_, (kernel, ours))| kernel != ours);
+        let sectors: Vec<u64> = pairs.map(|(at, _)| at).collect();
+        format!("sectors of {device} that differ: {sectors:?}")
+    }
+
+    fn run(&mut self, list: &[Request]) -> Checked {
         let [kernel, ours] = self.sides().map(|(_, side)| side.io(list));
         assert_eq!((kernel.len(), ours.len()), (list.len(), list.len()), "each operation has an outcome");
         let Some(at) = (0..list.len()).find(|&at| kernel[at] != ours[at]) else { return Ok(()) };

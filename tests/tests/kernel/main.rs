@@ -15,8 +15,11 @@ mod duo;
 mod guest;
 #[path = "../../boot/host.rs"]
 mod host;
+mod logs;
+mod mirrors;
 mod plain;
 mod sides;
+mod snapshots;
 #[path = "../../boot/vm.rs"]
 mod vm;
 
@@ -36,7 +39,10 @@ struct Case {
     run: fn(&mut Duo<'_>, u64) -> Checked,
 }
 
-const CASES: [Case; 10] = [
+const SNAPSHOTS: &[&str] = &["snapshot", "snapshot-origin"];
+const MERGE: &[&str] = &["snapshot", "snapshot-origin", "snapshot-merge"];
+
+const CASES: [Case; 24] = [
     Case { name: "linear", targets: &["linear"], run: plain::linear },
     Case { name: "striped", targets: &["striped"], run: plain::striped },
     Case { name: "zero", targets: &["zero"], run: plain::zero },
@@ -47,6 +53,20 @@ const CASES: [Case; 10] = [
     Case { name: "unstriped", targets: &["unstriped"], run: plain::unstriped },
     Case { name: "switch", targets: &["switch"], run: plain::switch },
     Case { name: "stack", targets: &["linear", "striped", "delay"], run: plain::stack },
+    Case { name: "snapshot-P", targets: SNAPSHOTS, run: snapshots::persistent },
+    Case { name: "snapshot-PO", targets: SNAPSHOTS, run: snapshots::overflowing },
+    Case { name: "snapshot-N", targets: SNAPSHOTS, run: snapshots::transient },
+    Case { name: "snapshot-P-full", targets: SNAPSHOTS, run: snapshots::full_persistent },
+    Case { name: "snapshot-PO-full", targets: SNAPSHOTS, run: snapshots::full_overflowing },
+    Case { name: "snapshot-N-full", targets: SNAPSHOTS, run: snapshots::full_transient },
+    Case { name: "snapshot-exchanged", targets: SNAPSHOTS, run: snapshots::exchanged },
+    Case { name: "merge", targets: MERGE, run: snapshots::merge_at_rest },
+    Case { name: "merge-in-use", targets: MERGE, run: snapshots::merge_in_use },
+    Case { name: "log-writes", targets: &["log-writes"], run: logs::log_writes },
+    Case { name: "log-writes-full", targets: &["log-writes"], run: logs::full },
+    Case { name: "mirror", targets: &["mirror"], run: mirrors::core },
+    Case { name: "mirror-nosync", targets: &["mirror"], run: mirrors::nosync },
+    Case { name: "mirror-disk", targets: &["mirror"], run: mirrors::disk },
 ];
 
 /// Runs a case with one seed. The error has all that is needed to do it again.

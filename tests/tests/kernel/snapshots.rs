@@ -1,0 +1,165 @@
+//! Snapshots, their origins and merges. The persistent store must be the kernel's byte for byte: who fills it, and in
+//! which order, is no secret to anybody.
+
+use fastrand::Rng;
+
+use dm_tests::operations::SECTOR;
+
+use crate::duo::{Checked, Duo, Mix};
+use crate::sides::{Side, component, sectors};
+
+/// A store with nothing in it: all but its first chunk may be anything, and is noise.
+fn empty(duo: &mut Duo<'_>, store: &str) {
+    duo.place(store, &[0; SECTOR]);
+}
+
+/// A snapshot's table; the whole of its origin.
+fn table(origin: &str, store: &str, kind: &str, chunk: u64) -> String {
+    format!("0 {} snapshot {{{origin}}} {{{store}}} {kind} {chunk}", sectors(origin))
+}
+
+fn origin(name: &str) -> String {
+    format!("0 {} snapshot-origin {{{name}}}", sectors(name))
+}
+
+/// A snapshot is made while its origin rests: a kernel's origin looks only when it is resumed how small the chunks of its
+/// snapshots are, and until then copies no more than the first chunk of a write to more of them. (Ours looks each time.)
+fn attach(duo: &mut Duo<'_>, name: &str, table: &str) -> Checked {
+    duo.must(&["suspend", "origin"])?;
+    duo.create(name, table)?;
+    duo.must(&["resume", "origin"]).map(drop)
+}
+
+fn chunk(rng: &mut Rng) -> u64 {
+    *rng.choice(&[1, 2, 8, 8, 16, 32]).expect("a chunk")
+}
+
+/// Snapshots take no discards, and so neither do their origins.
+fn mixes<'a>(devices: &[&'a str], origin: &str) -> Vec<Mix<'a>> {
+    devices.iter().map(|device| Mix::new(device, sectors(origin))).collect()
+}
+
+/// An origin with one snapshot, then another one of it, which share what is written to it; the first is closed and opened
+/// again between.
+fn snapshots(duo: &mut Duo<'_>, count: u64, kind: &str) -> Checked {
+    empty(duo, "f");
+    empty(duo, "c");
+    let (first, second) = (chunk(&mut duo.rng), chunk(&mut duo.rng));
+    // A chunk of one sector has a store of tiny areas, which take long to fill; with large ones many areas are zeroed.
+    let first = table("a", "f", kind, first);
+    duo.create("origin", &origin("a"))?;
+    attach(duo, "snap", &first)?;
+    duo.play(count / 3, &mixes(&["origin", "snap", "snap"], "a"))?;
+    attach(duo, "other", &table("a", "c", kind, second))?;
+    duo.play(count / 3, &mixes(&["origin", "snap", "other"], "a"))?;
+    duo.same_texts("snap")?;
+    duo.same_texts("other")?;
+    duo.remove("snap")?;
+    if kind == "N" {
+        // What it remembered is gone, and its store as good as new.
+        duo.same_components(|_, _| true)?;
+    }
+    attach(duo, "snap", &first)?;
+    duo.play(count / 3, &mixes(&["origin", "snap", "other"], "a"))?;
+    for device in ["origin", "snap", "other"] {
+        duo.read_all(device, sectors("a"))?;
+    }
+    duo.finish()
+}
+
+pub fn persistent(duo: &mut Duo<'_>, count: u64) -> Checked {
+    snapshots(duo, count, "P")
+}
+
+pub fn overflowing(duo: &mut Duo<'_>, count: u64) -> Checked {
+    snapshots(duo, count, "PO")
+}
+
+pub fn transient(duo: &mut Duo<'_>, count: u64) -> Checked {
+    snapshots(duo, count, "N")
+}
+
+/// A store that is too small.
+fn full(duo: &mut Duo<'_>, count: u64, kind: &str) -> Checked {
+    empty(duo, "e");
+    let table = table("b", "e", kind, 8);
+    duo.create("origin", &origin("b"))?;
+    attach(duo, "snap", &table)?;
+    duo.play(count, &mixes(&["origin", "snap"], "b"))?;
+    duo.same_texts("snap")?;
+    duo.remove("snap")?;
+    attach(duo, "snap", &table)?;
+    duo.play(20, &mixes(&["origin", "snap"], "b"))?;
+    duo.finish()
+}
+
+pub fn full_persistent(duo: &mut Duo<'_>, count: u64) -> Checked {
+    full(duo, count, "P")
+}
+
+pub fn full_overflowing(duo: &mut Duo<'_>, count: u64) -> Checked {
+    full(duo, count, "PO")
+}
+
+pub fn full_transient(duo: &mut Duo<'_>, count: u64) -> Checked {
+    full(duo, count, "N")
+}
+
+/// Each side goes on with the store and the origin that the other one wrote.
+pub fn exchanged(duo: &mut Duo<'_>, count: u64) -> Checked {
+    empty(duo, "f");
+    let table = table("a", "f", "P", chunk(&mut duo.rng));
+    for _ in 0..3 {
+        duo.create("origin", &origin("a"))?;
+        attach(duo, "snap", &table)?;
+        duo.read_all("snap", sectors("a"))?;
+        duo.play(count / 3, &mixes(&["origin", "snap"], "a"))?;
+        duo.finish()?;
+        for name in ["a", "f"] {
+            let (kernel, ours) = (duo.kernel.bytes(component(name)), duo.ours.bytes(component(name)));
+            duo.kernel.place(component(name), &ours);
+            duo.ours.place(component(name), &kernel);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a merge is over: nothing is in the store but its description.
+fn merged(status: &str) -> bool {
+    let mut words = status.split_whitespace().skip(3);
+    let (used, metadata) = (words.next(), words.next());
+    used.and_then(|used| used.split_once('/')).map(|(used, _)| used) == metadata && metadata.is_some()
+}
+
+/// Fills a store and merges it, with operations meanwhile if there are to be any.
+fn merge(duo: &mut Duo<'_>, count: u64, meanwhile: u64) -> Checked {
+    empty(duo, "f");
+    let (kind, chunk) = (if duo.rng.bool() { "P" } else { "PO" }, chunk(&mut duo.rng));
+    let snapshot = table("a", "f", kind, chunk);
+    duo.create("origin", &origin("a"))?;
+    attach(duo, "snap", &snapshot)?;
+    duo.play(count - meanwhile, &mixes(&["snap", "origin"], "a"))?;
+    duo.same_texts("snap")?;
+    duo.remove("snap")?;
+    duo.swap("origin", &snapshot.replace(" snapshot ", " snapshot-merge "))?;
+    duo.play(meanwhile, &mixes(&["origin"], "a"))?;
+    duo.settle("status", "origin", merged)?;
+    duo.settle("table", "origin", |_| true)?;
+    duo.read_all("origin", sectors("a"))?;
+    duo.swap("origin", &origin("a"))?;
+    duo.read_all("origin", sectors("a"))?;
+    duo.remove_all()?;
+    // A chunk is written to its store if that happens before its turn, else to the origin; so what the store's chunks
+    // of data hold in the end depends on who was quicker. What describes it does not, nor does the origin.
+    let areas = chunk * SECTOR as u64 / 16 + 1;
+    let described = |sector: u64| sector < chunk || (sector / chunk - 1) % areas == 0;
+    duo.same_components(|name, sector| name != "f" || meanwhile == 0 || described(sector))
+}
+
+pub fn merge_at_rest(duo: &mut Duo<'_>, count: u64) -> Checked {
+    merge(duo, count, 0)
+}
+
+pub fn merge_in_use(duo: &mut Duo<'_>, count: u64) -> Checked {
+    merge(duo, count, count / 2)
+}
