@@ -297,6 +297,7 @@ impl<E: Engine> Core<E> {
         }
         let pace = Pace::of(self.ops.under_way());
         let look = if busy { self.poll.pays(pace) } else { self.poll.again(pace) };
+        let look = look || (stateful && self.tasks.any_ready());
         let sleep = !look && self.queues.iter_mut().flatten().all(|place| place.queue.fall_asleep());
         if sleep {
             self.meter.looked(self.poll.vain());
@@ -348,7 +349,7 @@ impl<E: Engine> Core<E> {
         if self.stateful { self.local.0.borrow().next_timer() } else { None }
     }
 
-    /// Runs tasks, and does what they begin, until all of them wait.
+    /// Runs tasks, and does what they begin, until all of them wait, or have been run for a while.
     fn drive(&mut self) {
         loop {
             self.tasks.run(&mut self.ended);

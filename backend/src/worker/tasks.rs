@@ -27,11 +27,16 @@ pub(crate) enum Parent {
 /// In the number of a task, or of the queue it works for: it is a job's.
 pub(super) const JOB: u32 = 1 << 31;
 
+/// How often those that were woken are run before the worker looks at its devices again.
+const ROUNDS: u32 = 64;
+
 /// See the module's text.
 pub struct Tasks {
     local: Local,
     bell: Arc<Bell>,
     run: Box<dyn Run>,
+    // Those that are being run; empty in between.
+    batch: Vec<u32>,
     jobs: Vec<Option<(Work, Waker)>>,
     // Places of jobs, and how they ended.
     over: Vec<(u32, Result<(), String>)>,
@@ -45,7 +50,7 @@ impl Tasks {
             target.run(&cx, io).await
         };
         let run = Box::new(Slots { future, bell: bell.clone(), places: Vec::new(), free: Vec::new() });
-        Tasks { local, bell, run, jobs: Vec::new(), over: Vec::new() }
+        Tasks { local, bell, run, batch: Vec::new(), jobs: Vec::new(), over: Vec::new() }
     }
 
     /// Those of no worker, for who drives a queue by itself.
@@ -93,25 +98,39 @@ impl Tasks {
         self.local.0.borrow_mut().ready.push(task);
     }
 
-    /// Runs those that have something to do, until all wait. The ends of requests go to `ended`, with their errno.
+    /// Runs those that have something to do, in the order in which they were woken, until all wait; or for a while, as they
+    /// can go on waking each other while they wait for what only the worker's next turn brings. The ends of requests go to
+    /// `ended`, with their errno.
     pub(crate) fn run(&mut self, ended: &mut Vec<(Owner, i32)>) {
-        loop {
-            let task = {
+        let mut batch = std::mem::take(&mut self.batch);
+        for _ in 0..ROUNDS {
+            {
                 let mut local = self.local.0.borrow_mut();
                 self.bell.take(&mut local.ready);
-                local.ready.pop()
-            };
-            let Some(task) = task else { return };
-            if task & JOB != 0 {
-                self.poll_job(task);
-                continue;
+                std::mem::swap(&mut batch, &mut local.ready);
             }
-            match self.run.poll(task) {
-                Some((Parent::Request(owner), errno)) => ended.push((owner, errno)),
-                Some((Parent::Join(join), errno)) => self.local.0.borrow_mut().done(join, errno),
-                None => {}
+            if batch.is_empty() {
+                break;
             }
+            batch.drain(..).for_each(|task| self.poll(task, ended));
         }
+        self.batch = batch;
+    }
+
+    fn poll(&mut self, task: u32, ended: &mut Vec<(Owner, i32)>) {
+        if task & JOB != 0 {
+            return self.poll_job(task);
+        }
+        match self.run.poll(task) {
+            Some((Parent::Request(owner), errno)) => ended.push((owner, errno)),
+            Some((Parent::Join(join), errno)) => self.local.0.borrow_mut().done(join, errno),
+            None => {}
+        }
+    }
+
+    /// Whether there are some that have something to do.
+    pub(crate) fn any_ready(&self) -> bool {
+        !self.local.0.borrow().ready.is_empty()
     }
 
     /// Which queue a task works for.

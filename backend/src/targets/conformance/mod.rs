@@ -11,7 +11,7 @@
 //! - Its table's text is read as it was printed.
 //! - In the end nothing is left behind: no slot of a task or an operation, no buffer, no job.
 //!
-//! A failing seed is printed. `DM_TEST_SEED` repeats one.
+//! A failing seed is printed. `DM_TEST_SEED` repeats one, `DM_TEST_SEEDS` asks for more of them.
 
 mod bench;
 mod cases;

@@ -5,7 +5,8 @@
 //! bytes of components and of guest memory, what is durable, that nobody sleeps while there is work, and that in the
 //! end everything is back in its place.
 //!
-//! A failing seed is printed. `DM_TEST_SEED` repeats one, `DM_TEST_OPS` sets the number of requests of a seed.
+//! A failing seed is printed. `DM_TEST_SEED` repeats one, `DM_TEST_SEEDS` asks for more of them, `DM_TEST_OPS` sets the
+//! number of requests of a seed.
 
 mod counts;
 mod driver;
@@ -373,7 +374,7 @@ fn number(name: &str) -> Option<u64> {
 fn seeds(base: u64, count: u64) -> std::ops::Range<u64> {
     match number("DM_TEST_SEED") {
         Some(seed) => seed..seed + 1,
-        None => base..base + count,
+        None => base..base + number("DM_TEST_SEEDS").unwrap_or(count),
     }
 }
 
