@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use common::{Need, can_run, dir, image, run};
+use common::{Mount, Need, can_run, dir, image, run};
 use proptest::prelude::*;
 use vhost_user_dm::inspect::{Contents, Kind, look, look_at_path};
 
@@ -285,5 +285,46 @@ proptest! {
         let seen = look(&bytes, bytes.len() as u64).expect("memory can be read");
         let blank = bytes.iter().all(|byte| *byte == 0);
         prop_assert_eq!(seen.kind, if blank { Kind::Blank } else { Kind::Unknown });
+    }
+}
+
+/// Whether xfs_logprint finds something to do in the log.
+fn log_is_dirty(path: &Path) -> bool {
+    let said = run("xfs_logprint", ["-t".as_ref(), path.as_os_str()]);
+    assert!(said.contains("<CLEAN>") != said.contains("<DIRTY>"), "{said}");
+    said.contains("<DIRTY>")
+}
+
+#[test]
+fn the_log_of_an_xfs_is_clean_when_it_was_unmounted() {
+    let name = "the_log_of_an_xfs_is_clean_when_it_was_unmounted";
+    if !can_run(name, &[Need::Filesystems, Need::Loop]) {
+        return;
+    }
+    let dir = dir();
+    let (path, _) = make(dir.path(), "xfs", SIZE);
+    assert!(!contents(&path).dirty && !log_is_dirty(&path));
+    let is_known = std::fs::read_to_string("/proc/filesystems").is_ok_and(|known| known.contains("\txfs\n"));
+    let mut rng = fastrand::Rng::with_seed(7);
+    for round in 0..if is_known { 6 } else { 0 } {
+        let mount = Mount::new(&["-o".as_ref(), "loop".as_ref(), path.as_os_str()], &dir.path().join("at"));
+        for file in 0..rng.usize(1..400) {
+            std::fs::write(mount.at.join(format!("{round}-{file}")), [1; 100]).expect("a file");
+        }
+        rustix::fs::syncfs(File::open(&mount.at).expect("the mount")).expect("sync");
+        let copy = dir.path().join("copy");
+        run("cp", ["--sparse=always".as_ref(), path.as_os_str(), copy.as_os_str()]);
+        assert_eq!(contents(&copy).dirty, log_is_dirty(&copy), "mounted in round {round}");
+        assert!(contents(&copy).dirty);
+        drop(mount);
+        assert!(!contents(&path).dirty && !log_is_dirty(&path), "unmounted after round {round}");
+    }
+    // A log that makes no sense says nothing, and panics nowhere.
+    for _ in 0..300 {
+        let at = rng.u64(48..200);
+        let was = peek(&path, at, 1);
+        poke(&path, at, &[rng.u8(..)]);
+        let _ = look_at_path(&path, 0, SIZE);
+        poke(&path, at, &was);
     }
 }

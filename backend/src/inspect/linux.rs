@@ -46,20 +46,6 @@ fn ext_super(sb: Fields<'_>) -> Option<Contents> {
     })
 }
 
-/// `struct xfs_dsb` (fs/xfs/libxfs/xfs_format.h). Whether its log is clean is not to be seen here.
-pub(super) fn xfs(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
-    let Some(block) = medium.get(0, 512)? else { return Ok(None) };
-    let read = |sb: Fields<'_>| {
-        let block_size = sb.be32(4)?;
-        if !sb.has(0, b"XFSB") || !block_size.is_power_of_two() || !(512..=65536).contains(&block_size) {
-            return None;
-        }
-        let size = u64::from(block_size).checked_mul(sb.be64(8)?)?;
-        Some(Contents { size: Some(size), label: sb.text(108, 12), uuid: sb.uuid(32), ..Contents::of(Kind::Xfs) })
-    };
-    Ok(read(Fields(&block)))
-}
-
 /// `struct btrfs_super_block` (include/uapi/linux/btrfs_tree.h), 64 KiB from the beginning. The size is that of this
 /// device; there may be others.
 pub(super) fn btrfs(medium: &Medium<'_>) -> io::Result<Option<Contents>> {

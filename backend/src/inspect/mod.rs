@@ -18,6 +18,7 @@ mod show;
 mod snippets;
 mod svg;
 mod verdict;
+mod xfs;
 
 use std::fs::File;
 use std::io;
@@ -183,7 +184,7 @@ const PROBES: [Probe; 15] = [
     lvm,
     linux::md,
     linux::swap,
-    linux::xfs,
+    xfs::xfs,
     linux::btrfs,
     linux::ext,
     ntfs::ntfs,

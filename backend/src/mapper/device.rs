@@ -158,7 +158,7 @@ impl Devices {
             minor: device.minor,
             disk: Arc::downgrade(&device.disk),
             name: device.name.clone(),
-            read_only: device.active.as_ref().is_some_and(|table| table.read_only),
+            read_only: device.active.as_ref().is_some_and(|table| table.declared),
             map: device.active.as_ref().map(|table| table.map.clone()),
             above: above.contains(&device.minor),
         };

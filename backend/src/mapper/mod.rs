@@ -390,7 +390,7 @@ impl Mapper {
         };
         let mut components = self.components.lock().unwrap_or_else(PoisonError::into_inner);
         let (registry, slots) = &mut *components;
-        Table::build(text, &mapped, &mut Ground { minor, registry, slots, options, directory })
+        Table::build(text, &mapped, &mut Ground { minor, registry, slots, options, declared: read_only, directory })
     }
 
     /// DM_TABLE_CLEAR.

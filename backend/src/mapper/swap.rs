@@ -272,7 +272,7 @@ impl Mapper {
             for (lower, table) in &tables {
                 if let Some(lying) = mapped.by_minor.get_mut(lower) {
                     lying.map = Some(table.map.clone());
-                    lying.read_only = table.read_only;
+                    lying.read_only = table.declared;
                 }
             }
             let built = match old.lowers().is_empty() {

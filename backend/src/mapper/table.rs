@@ -30,6 +30,7 @@ pub(super) struct Lying {
     pub minor: u32,
     pub disk: Weak<Disk>,
     pub name: String,
+    /// By its own flag.
     pub read_only: bool,
     /// Its live map; none when it has no table.
     pub map: Option<Arc<Map>>,
@@ -62,6 +63,8 @@ pub(super) struct Ground<'a> {
     pub registry: &'a mut Registry,
     pub slots: &'a mut Slots,
     pub options: device::Options,
+    /// Whether the table is loaded for reading alone, whatever the options.
+    pub declared: bool,
     /// Where relative paths begin; as the process has it by default.
     pub directory: Option<PathBuf>,
 }
@@ -77,6 +80,8 @@ pub(super) struct Table {
     pub map: Arc<Map>,
     /// For reading alone.
     pub read_only: bool,
+    /// For reading alone by its own flag, not because all devices of the process are.
+    pub declared: bool,
     /// It may make a guest's disk smaller.
     pub force: bool,
     /// What is doubtful.
@@ -103,7 +108,7 @@ impl Table {
                 Some(lying) => Found::Mapped(lying.minor, lying.disk.clone()),
                 None => ground.component(dev, !written.contains(dev.text.as_str()))?,
             };
-            let lower = stands_for(&new, mapped, read_only)?;
+            let lower = stands_for(&new, mapped, ground.declared)?;
             found.insert(dev.text.clone(), new);
             stood.insert(dev.text.clone(), lower.clone());
             Ok(lower)
@@ -124,6 +129,7 @@ impl Table {
             directory,
             map: Arc::new(map.of_device(ground.minor)),
             read_only,
+            declared: ground.declared,
             force: false,
             warnings,
         })
@@ -139,7 +145,7 @@ impl Table {
                 return Ok(lower.clone());
             }
             let known = self.found.get(&dev.text).ok_or_else(|| gone(&dev.text))?;
-            let lower = match (stands_for(known, mapped, self.read_only)?, lenient) {
+            let lower = match (stands_for(known, mapped, self.declared)?, lenient) {
                 (Lower::Map(map), true) => match self.reach(dev) {
                     reach if reach > map.len() => Lower::Map(Arc::new(map.padded(reach))),
                     _ => Lower::Map(map),
@@ -156,6 +162,7 @@ impl Table {
             directory: self.directory.clone(),
             map: Arc::new(map),
             read_only: self.read_only,
+            declared: self.declared,
             force: self.force,
             warnings: Vec::new(),
         })

@@ -150,7 +150,10 @@ fn a_part_of_a_disk_may_be_read_only() {
     let shown = run(["show", &table.display().to_string()]).expect("show").1;
     assert!(shown.lines().any(|line| line.contains("linear host 8192, read-only")), "{shown}");
     let image = fs::read(exported).expect("the disk");
-    assert!(image == before, "all partitions can be read");
+    for part in [0..4096, 8192..20480, 24576..32768] {
+        let part = part.start * 512..part.end * 512;
+        assert!(image[part.clone()] == before[part], "all partitions can be read");
+    }
     let written = overwrite(&ground);
     let sectors = |range: std::ops::Range<usize>| ranges(written[range].iter().copied());
     assert_eq!((sectors(8192..16384), sectors(16384..20480)), (vec![], vec![(0, 4096)]));
@@ -188,4 +191,47 @@ fn all_of_a_disk_may_be_read_only() {
         assert!(image[part.clone()] == before[part], "all partitions can be read");
     }
     ground.assemble(&["a=host@8192+8192,ro", "b=host@16384+4096,ro"]);
+}
+
+#[test]
+fn a_table_for_large_blocks_is_served_with_them() {
+    let ground = Ground::new();
+    ground.piece("root", 4096);
+    let said = ground.assemble(&["root=root", "--sector-size=4096"]);
+    assert!(said.contains("--block-size=4096"), "{said}");
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("socket");
+    let table = flag("--table", &ground.path("disk.table"));
+    let args = [flag("--socket-path", &socket), table, "--block-size=4096".to_owned()];
+    let mut daemon = Daemon::start(args);
+    daemon.wait_listening(&socket);
+    let mut vmm = Vmm::connect(&socket, &Setup::default()).expect("connect");
+    assert_eq!(vmm.config.blk_size, 4096);
+    let block = vmm.read(0, 8, 4096).expect("the second block");
+    assert_eq!(&block[..8], b"EFI PART");
+    for (sector, len) in [(1, 4096), (2048, 512)] {
+        assert!(vmm.read(0, sector, len).is_err() && vmm.write(0, sector, &vec![1; len]).is_err());
+    }
+    vmm.write(0, 2048, &[0xA5; 4096]).expect("write");
+    vmm.flush(0).expect("flush");
+    drop(vmm);
+    assert_eq!(fs::read(ground.path("root")).expect("the root")[..4096], [0xA5; 4096]);
+    daemon.stop();
+}
+
+#[test]
+fn what_check_finds_is_said_when_it_is_served() {
+    let ground = Ground::new();
+    let host = host(&ground, "host", GPT);
+    for (at, warned) in [(0, false), (2048, true)] {
+        let zeroes = if at > 0 { format!("0 {at} zero\n") } else { String::new() };
+        fs::write(ground.path("disk.table"), format!("{zeroes}{at} 32768 linear {} 0\n", host.display()))
+            .expect("a table");
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("socket");
+        let mut daemon = Daemon::start([flag("--socket-path", &socket), flag("--table", &ground.path("disk.table"))]);
+        daemon.wait_listening(&socket);
+        assert_eq!(daemon.log().contains("[nested-table]"), warned, "{}", daemon.log());
+        daemon.stop();
+    }
 }
