@@ -3,6 +3,7 @@
 
 mod golden;
 mod model;
+mod snapshot;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
