@@ -24,13 +24,18 @@ pub(super) struct Pool {
     // Bytes in leases, and in spare buffers.
     leased: usize,
     kept: usize,
+    // Bytes in leases by the depth of the tasks that have them.
+    depths: Vec<usize>,
     // Tasks that wait for one.
     waiting: Vec<u32>,
 }
 
 impl Pool {
-    fn take(&mut self, len: usize) -> Option<io::Result<Rc<Buffer>>> {
-        if self.leased + len > MOST {
+    /// A task may hold one while it waits for a target below, whose task asks for one in turn. So those of each depth have
+    /// one at least, however much those above have.
+    fn take(&mut self, len: usize, depth: usize) -> Option<io::Result<Rc<Buffer>>> {
+        self.depths.resize(self.depths.len().max(depth + 1), 0);
+        if self.leased + len > MOST && self.depths[depth] > 0 {
             return None;
         }
         let class = len.trailing_zeros() as usize;
@@ -44,15 +49,17 @@ impl Pool {
         };
         if buffer.is_ok() {
             self.leased += len;
+            self.depths[depth] += len;
         }
         Some(buffer)
     }
 
     /// The tasks that it may be given to come to `ready`.
-    fn give(&mut self, buffer: Rc<Buffer>, ready: &mut Vec<u32>) {
+    fn give(&mut self, buffer: Rc<Buffer>, depth: usize, ready: &mut Vec<u32>) {
         let len = buffer.slice().len();
         let class = len.trailing_zeros() as usize;
         self.leased -= len;
+        self.depths[depth] -= len;
         if self.kept + len <= MOST / 4 {
             self.kept += len;
             self.spare.resize_with(self.spare.len().max(class + 1), Vec::new);
@@ -74,6 +81,7 @@ impl Pool {
 pub struct Lease {
     // Shared only for the moment in which it goes back.
     buffer: Rc<Buffer>,
+    depth: usize,
     local: Local,
 }
 
@@ -89,7 +97,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let mut inner = self.local.0.borrow_mut();
         let inner = &mut *inner;
-        inner.pool.give(self.buffer.clone(), &mut inner.ready);
+        inner.pool.give(self.buffer.clone(), self.depth, &mut inner.ready);
     }
 }
 
@@ -105,9 +113,10 @@ impl Cx {
             return Err(libc::EINVAL);
         }
         let len = len.max(SHORTEST).next_power_of_two();
+        let depth = self.depth as usize;
         let buffer = poll_fn(|_| {
             let mut inner = self.local.0.borrow_mut();
-            match inner.pool.take(len) {
+            match inner.pool.take(len, depth) {
                 Some(buffer) => Poll::Ready(buffer),
                 None => {
                     inner.pool.waiting.push(self.task);
@@ -116,6 +125,27 @@ impl Cx {
             }
         });
         let buffer = buffer.await.map_err(|error| error.raw_os_error().unwrap_or(libc::ENOMEM))?;
-        Ok(Lease { buffer, local: self.local.clone() })
+        Ok(Lease { buffer, depth, local: self.local.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_below_others_get_a_buffer_however_much_those_above_have() {
+        let mut pool = Pool::default();
+        let all = |pool: &mut Pool, depth| -> Vec<Rc<Buffer>> {
+            std::iter::from_fn(|| pool.take(LONGEST / 2, depth)).map(|buffer| buffer.expect("memory")).collect()
+        };
+        let above = all(&mut pool, 0);
+        assert_eq!(above.len() * LONGEST / 2, MOST);
+        let below = all(&mut pool, 1);
+        assert_eq!((below.len(), all(&mut pool, 2).len()), (1, 1), "each level has one, and no more");
+        let mut ready = Vec::new();
+        pool.waiting.push(7);
+        pool.give(below[0].clone(), 1, &mut ready);
+        assert_eq!((ready, all(&mut pool, 0).len(), all(&mut pool, 1).len()), (vec![7], 0, 1));
     }
 }

@@ -94,6 +94,11 @@ impl Inner {
         self.joins.get(join as usize).map_or(0, |one| one.began)
     }
 
+    /// The task that an operation is one of.
+    pub fn task_of(&self, join: u32) -> Option<u32> {
+        self.joins.get(join as usize).map(|one| one.task)
+    }
+
     /// When the next task is to be woken.
     pub fn next_timer(&self) -> Option<u64> {
         self.timers.peek().map(|Reverse((due, _))| *due)
@@ -140,6 +145,8 @@ pub struct Cx {
     pub(crate) local: Local,
     pub(crate) task: u32,
     pub(crate) queue: u32,
+    /// Tasks above it that wait for it.
+    pub(crate) depth: u32,
 }
 
 impl Cx {

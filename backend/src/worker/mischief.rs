@@ -25,7 +25,7 @@ thread_local! {
 }
 
 /// From here on tasks of this thread's workers meet it, until this is dropped.
-pub(crate) struct Mischief(());
+pub(crate) struct Mischief(Arc<Place>);
 
 impl Mischief {
     pub fn new(seed: u64) -> Mischief {
@@ -37,8 +37,14 @@ impl Mischief {
             active: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
         };
-        PLACE.with(|here| *here.borrow_mut() = Some(Arc::new(place)));
-        Mischief(())
+        let mischief = Mischief(Arc::new(place));
+        Mischief::enter(Some(&mischief));
+        mischief
+    }
+
+    /// It is this one that tasks meet from here on, of several that there are; or none.
+    pub fn enter(which: Option<&Mischief>) {
+        PLACE.with(|here| *here.borrow_mut() = which.map(|mischief| mischief.0.clone()));
     }
 }
 

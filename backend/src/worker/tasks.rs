@@ -66,7 +66,7 @@ impl Tasks {
             self.jobs.len() - 1
         }) as u32;
         let task = place | JOB;
-        let work = work(Cx { local: self.local.clone(), task, queue: task });
+        let work = work(Cx { local: self.local.clone(), task, queue: task, depth: 0 });
         self.jobs[place as usize] = Some((work, self.bell.waker(task)));
         self.local.0.borrow_mut().ready.push(task);
         place
@@ -159,6 +159,8 @@ trait Run {
 struct Place<F> {
     queue: u32,
     parent: Parent,
+    // See `Cx`.
+    depth: u32,
     waker: Waker,
     future: Pin<Box<Option<F>>>,
 }
@@ -177,15 +179,22 @@ where
 {
     fn spawn(&mut self, local: &Local, queue: u32, parent: Parent, target: Arc<Stateful>, io: Io) -> u32 {
         let task = self.free.pop().unwrap_or(self.places.len() as u32);
-        let future = (self.future)(Cx { local: local.clone(), task, queue }, target, io);
+        let depth = match parent {
+            Parent::Request(_) => 0,
+            Parent::Join(join) => {
+                let above = local.0.borrow().task_of(join);
+                1 + above.and_then(|task| self.places.get(task as usize)).map_or(0, |place| place.depth)
+            }
+        };
+        let future = (self.future)(Cx { local: local.clone(), task, queue, depth }, target, io);
         match self.places.get_mut(task as usize) {
             Some(place) => {
-                (place.queue, place.parent) = (queue, parent);
+                (place.queue, place.parent, place.depth) = (queue, parent, depth);
                 place.future.as_mut().set(Some(future));
             }
             None => {
                 let waker = self.bell.waker(task);
-                self.places.push(Place { queue, parent, waker, future: Box::pin(Some(future)) });
+                self.places.push(Place { queue, parent, depth, waker, future: Box::pin(Some(future)) });
             }
         }
         task

@@ -64,7 +64,7 @@ pub(super) struct Bench {
     tickets: Vec<Vec<Option<(Ticket, bool)>>>,
     shared: Arc<Shared>,
     backgrounds: Vec<Background>,
-    _mischief: Option<Mischief>,
+    mischief: Option<Mischief>,
     pub write_through: Arc<AtomicBool>,
     pub model: Model,
     /// Requests that have come back with an error.
@@ -140,7 +140,7 @@ impl Bench {
             shared: Arc::default(),
             backgrounds: Vec::new(),
             // Its workers' tasks wait for each other.
-            _mischief: seed.is_multiple_of(3).then(|| Mischief::new(seed)),
+            mischief: seed.is_multiple_of(3).then(|| Mischief::new(seed)),
             write_through: Arc::default(),
             model: Model::new(&[]),
             errors: 0,
@@ -265,6 +265,8 @@ impl Bench {
 
     /// One turn of a worker that has something to do; `false` if all sleep.
     fn turn(&mut self) -> bool {
+        // There may be another bench, whose tasks have a turn at other times.
+        Mischief::enter(self.mischief.as_ref());
         let first = self.rng.usize(..self.hands.len());
         let count = self.hands.len();
         let turned = (0..count).any(|n| self.hands[(first + n) % count].turn());
