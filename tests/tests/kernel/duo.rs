@@ -9,6 +9,7 @@ use fastrand::Rng;
 
 use crate::guest::Kernel;
 use crate::sides::{COMPONENTS, Ours, Request, Side, component};
+use crate::snapshots;
 
 /// Where the two differ, for people.
 pub type Checked<T = ()> = Result<T, String>;
@@ -24,6 +25,8 @@ pub struct Duo<'k> {
     /// Commands so far, for who has to find out.
     pub history: Vec<String>,
     devices: Vec<String>,
+    /// Persistent stores of exceptions, and the sectors of their chunks.
+    pub stores: Vec<(String, u64)>,
 }
 
 /// Operations of one device that are to come.
@@ -89,7 +92,7 @@ impl<'k> Duo<'k> {
     pub fn new(kernel: &'k mut Kernel, mut rng: Rng) -> Self {
         kernel.clear();
         let (ours, noise) = (Ours::start(), rng.u64(..));
-        let mut duo = Duo { kernel, ours, rng, history: Vec::new(), devices: Vec::new() };
+        let mut duo = Duo { kernel, ours, rng, history: Vec::new(), devices: Vec::new(), stores: Vec::new() };
         for (index, (_, sectors)) in COMPONENTS.iter().enumerate() {
             let mut bytes = vec![0; *sectors as usize * SECTOR];
             fill(noise.wrapping_add(index as u64), &mut bytes);
@@ -224,9 +227,14 @@ impl<'k> Duo<'k> {
 
     /// Where components differ, in sectors for which `compared` holds.
     fn differences(&mut self, compared: impl Fn(&str, u64) -> bool) -> String {
+        let stores = self.stores.clone();
         let mut text = String::new();
         for (index, (name, _)) in COMPONENTS.iter().enumerate() {
-            let [kernel, ours] = self.sides().map(|(_, side)| side.bytes(index));
+            let chunk = stores.iter().find(|(store, _)| store == name).map(|(_, chunk)| *chunk);
+            let [kernel, ours] = self.sides().map(|(_, side)| match chunk {
+                Some(chunk) => snapshots::in_order(side.bytes(index), chunk),
+                None => side.bytes(index),
+            });
             let pairs = kernel.chunks(SECTOR).zip(ours.chunks(SECTOR)).zip(0..);
             let differ = pairs.filter(|((kernel, ours), at)| kernel != ours && compared(name, *at));
             let differ: Vec<_> = differ.map(|((kernel, ours), at)| (at, &kernel[..32], &ours[..32])).collect();

@@ -22,6 +22,7 @@ use std::task::Poll;
 use dm_table::SECTOR_SIZE;
 use event_listener::{Event, listener};
 
+use super::copy;
 use super::exceptions::Run;
 use super::grace::Grace;
 use super::live::{Live, Seen, State as LiveState};
@@ -128,6 +129,18 @@ impl SnapshotMerge {
                 part.unwrap_or_else(|errno| (live.layout().chunk() - done % live.layout().chunk(), Err(errno)));
             result = result.and(ended);
             done += len;
+        }
+        result
+    }
+
+    /// Writes zeroes: a front end that was promised write-zeroes before the merge is not refused them during it.
+    async fn zero(&self, cx: &Cx, live: &Live, io: &Io, durable: bool) -> Result<(), i32> {
+        let (mut done, mut result) = (0, Ok(()));
+        while done < io.len {
+            let now = (io.len - done).min(copy::MOST_ZEROES);
+            let part = Io { action: Action::Write { durable }, at: io.at + done, len: now, data: copy::zeroes(now)? };
+            result = result.and(self.write(cx, live, part).await);
+            done += now;
         }
         result
     }
@@ -349,7 +362,7 @@ impl Target for SnapshotMerge {
             Action::Write { .. } => self.write(cx, &live, io).await,
             // It would change nothing for the better (snapshot_merge_map).
             Action::Discard => Ok(()),
-            Action::Zero { .. } => Err(libc::EOPNOTSUPP),
+            Action::Zero { durable, .. } => self.zero(cx, &live, &io, durable).await,
         }
     }
 
