@@ -58,6 +58,14 @@ cases! {
         },
         ..PLAIN
     };
+    // Nothing but the upper one reaches the lower one.
+    delay_on_dust = Case {
+        parts: &[208],
+        tables: &["0 200 dust c0 8 1024", "0 200 delay /dev/mapper/t0 0 1"],
+        messages: &[&["addbadblock", "2"], &["enable"]],
+        place: |at| Some((0, at + 8)),
+        ..PLAIN
+    };
     flakey_up = Case { parts: &[256], tables: &["0 250 flakey c0 6 1000000 1"], place: |at| Some((0, at + 6)), ..PLAIN };
     dust_bypassed = Case {
         parts: &[256],
