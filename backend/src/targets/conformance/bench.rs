@@ -519,6 +519,8 @@ impl Bench {
         self.layers.clear();
         self.shared = Arc::default();
         self.tables();
+        // The case may be another one that has the same components.
+        self.fence();
         self.workers();
         self.live();
     }

@@ -1,6 +1,6 @@
 //! Who has to stand all that.
 
-use super::{Case, PLAIN, checks};
+use super::{Case, PLAIN, checks, merging};
 
 macro_rules! cases {
     ($( $(#[$doc:meta])* $name:ident = $case:expr; )*) => { $(
@@ -152,6 +152,30 @@ cases! {
         tables: &["0 250 snapshot c0 c1 P 4 2 discard_zeroes_cow discard_passdown_origin"],
         // The last chunk is copied up to the end of the origin, as a merge has to put it back.
         whole: &[0, 1],
+        breaks: true,
+        rewrites: true,
+        ..PLAIN
+    };
+    a_merge = Case {
+        parts: &[256, 600],
+        tables: &["0 256 snapshot-merge c0 c1 P 8"],
+        place: merging::place,
+        prepare: merging::prepare,
+        whole: &[0, 1],
+        // An error of the merge is none of a request's.
+        masks: true,
+        breaks: true,
+        rewrites: true,
+        ..PLAIN
+    };
+    // What is merged has to be copied to another snapshot first.
+    a_merge_beside_a_snapshot = Case {
+        parts: &[256, 600, 700],
+        tables: &["0 256 snapshot c0 c2 P 4", "0 256 snapshot-merge c0 c1 P 8"],
+        place: merging::place,
+        prepare: merging::prepare,
+        whole: &[0, 1, 2],
+        masks: true,
         breaks: true,
         rewrites: true,
         ..PLAIN

@@ -17,7 +17,7 @@ thread_local! {
     static GROUNDS: [Arc<Ground>; 2] = [Arc::new(Ground::new(2)), Arc::new(Ground::new(2))];
 }
 
-const EVERYTHING: &[What] =
+pub(super) const EVERYTHING: &[What] =
     &[What::Read, What::Read, What::Write, What::Write, What::Write, What::Flush, What::Discard, What::Zeroes];
 const EXACT: &[What] = &[What::Read, What::Read, What::Write, What::Write, What::Zeroes];
 
@@ -32,7 +32,7 @@ impl Drop for Repeat {
     }
 }
 
-fn each_seed(count: u64, check: impl Fn(u64)) {
+pub(super) fn each_seed(count: u64, check: impl Fn(u64)) {
     let number = |name| std::env::var(name).ok().and_then(|number| number.parse().ok());
     let seeds = match number("DM_TEST_SEED") {
         Some(seed) => seed..seed + 1,
@@ -44,7 +44,7 @@ fn each_seed(count: u64, check: impl Fn(u64)) {
     }
 }
 
-fn bench(case: &'static Case, seed: u64) -> Bench {
+pub(super) fn bench(case: &'static Case, seed: u64) -> Bench {
     GROUNDS.with(|[ground, _]| Bench::new(case, seed, ground))
 }
 
@@ -53,7 +53,7 @@ fn other_bench(case: &'static Case, seed: u64) -> Bench {
 }
 
 /// Requests that are not in each other's way, in no order.
-fn some(rng: &mut Rng, len: u64, block: u64, kinds: &[What]) -> Vec<Op> {
+pub(super) fn some(rng: &mut Rng, len: u64, block: u64, kinds: &[What]) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut at = 0;
     loop {

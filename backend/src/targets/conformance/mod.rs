@@ -17,6 +17,7 @@ mod bench;
 mod cases;
 mod checks;
 mod driver;
+mod merging;
 mod model;
 
 /// Tables, what they lie on, and what is to be expected of them.

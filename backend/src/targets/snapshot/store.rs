@@ -3,7 +3,7 @@
 //! **Order.** The data of an exception is written first. A commit then has one flush for all exceptions that it is for, and
 //! writes their entries so that they are durable when it ends (the kernel's PREFLUSH and FUA). The area behind one that becomes
 //! full is zeroed before that flush, so the list always ends where it should. Entries are only ever added behind the last one,
-//! or taken away from it backwards; whatever stands behind the end of the list is zero.
+//! or taken away from it backwards; behind the end of the list no entry has a chunk of the store.
 //!
 //! What is on the device is not trusted: a number that leads out of the data chunks, or a chunk that is there twice, refuses the
 //! store, and no more than its device has is ever read.
@@ -412,11 +412,14 @@ impl Store {
             let (at, byte) = self.place(area, entries - 1);
             let here = byte as u64 / ENTRY + 1;
             let keep = here - here.min(entries - left);
-            let mut unit = if keep == 0 { Vec::new() } else { read(cx, cow, at, self.layout.unit()).await? };
-            unit.truncate((keep * ENTRY) as usize);
+            let mut unit = read(cx, cow, at, self.layout.unit()).await?;
+            // The second numbers alone: a write that stops between the two of an entry must not make another one of it.
+            for entry in unit.chunks_exact_mut(ENTRY as usize).skip(keep as usize) {
+                entry[ENTRY as usize / 2..].fill(0);
+            }
             write(cx, cow, at, &unit, self.layout.unit(), true).await.map_err(|errno| failed(at, errno))?;
             entries -= here - keep;
-            unit.resize(self.layout.unit() as usize, 0);
+            unit[(keep * ENTRY) as usize..].fill(0);
             *end = End { area, entries, unit };
         }
         Ok(())

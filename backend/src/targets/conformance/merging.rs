@@ -1,0 +1,100 @@
+//! Snapshots that lose their power, again and again, while they are written to and while they are merged.
+//!
+//! The same store is now a `snapshot`'s and now a `snapshot-merge`'s, under requests, over devices that lose and tear what was
+//! not made durable. After each crash every sector is what one of the requests made it that the acknowledged flushes leave
+//! possible; in the end all is merged, and the origin alone holds it.
+
+use std::sync::atomic::Ordering;
+
+use fastrand::Rng;
+
+use super::checks::{self, EVERYTHING};
+use super::{Case, PLAIN};
+use crate::sim::SECTOR;
+
+/// Seeds of one run; `DM_TEST_SEEDS` sets another number: 10,000 in the long form.
+const SEEDS: u64 = 200;
+
+/// Chunks that the prepared store has, in its order: alone, in runs, and backwards.
+const KEPT: [u64; 19] = [3, 4, 5, 0, 9, 8, 7, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31];
+/// Sectors of a chunk of it.
+const CHUNK: usize = 8;
+
+/// Makes the second component a store with some exceptions, as the kernel writes it.
+pub(super) fn prepare(images: &mut [Vec<u8>]) {
+    let bytes = CHUNK * SECTOR;
+    let store = &mut images[1];
+    store[..2 * bytes].fill(0);
+    for (at, word) in [0x7041_6e53_u32, 1, 1, CHUNK as u32].iter().enumerate() {
+        store[4 * at..][..4].copy_from_slice(&word.to_le_bytes());
+    }
+    for (n, old) in KEPT.iter().enumerate() {
+        store[bytes + 16 * n..][..8].copy_from_slice(&old.to_le_bytes());
+        store[bytes + 16 * n + 8..][..8].copy_from_slice(&(n as u64 + 2).to_le_bytes());
+    }
+}
+
+/// Where a sector of that disk is.
+pub(super) fn place(at: u64) -> Option<(usize, u64)> {
+    let (chunk, within) = (at / CHUNK as u64, at % CHUNK as u64);
+    Some(match KEPT.iter().position(|old| *old == chunk) {
+        Some(n) => (1, (n as u64 + 2) * CHUNK as u64 + within),
+        None => (0, at),
+    })
+}
+
+/// A snapshot, and its merge.
+static PAIRS: [[Case; 2]; 3] = [
+    [
+        Case { parts: &[160, 400], tables: &["0 160 snapshot c0 c1 P 8"], whole: &[1], ..PLAIN },
+        Case { parts: &[160, 400], tables: &["0 160 snapshot-merge c0 c1 P 8"], whole: &[1], ..PLAIN },
+    ],
+    // Areas of 32 chunks, of which there are several.
+    [
+        Case { parts: &[100, 240], tables: &["0 100 snapshot c0 c1 P 1"], whole: &[1], ..PLAIN },
+        Case { parts: &[100, 240], tables: &["0 100 snapshot-merge c0 c1 P 1"], whole: &[1], ..PLAIN },
+    ],
+    // The last chunk goes beyond the end of the origin.
+    [
+        Case { parts: &[150, 400], tables: &["0 150 snapshot c0 c1 PO 4"], whole: &[1], ..PLAIN },
+        Case { parts: &[150, 400], tables: &["0 150 snapshot-merge c0 c1 PO 4"], whole: &[1], ..PLAIN },
+    ],
+];
+
+#[test]
+fn every_chunk_is_old_or_new_as_the_flushes_demand() {
+    checks::each_seed(SEEDS, |seed| {
+        let mut rng = Rng::with_seed(seed);
+        let pair = &PAIRS[rng.usize(..PAIRS.len())];
+        let mut bench = checks::bench(&pair[0], seed);
+        for _ in 0..rng.u8(2..6) {
+            bench.write_through.store(rng.u8(..3) == 0, Ordering::Relaxed);
+            for _ in 0..rng.u8(..4) {
+                let ops = checks::some(&mut rng, bench.model.len(), 1, EVERYTHING);
+                ops.into_iter().for_each(|op| bench.submit(op));
+                let temper = super::bench::temper(&mut rng);
+                bench.sim.set_temper(temper);
+            }
+            let turns = rng.u32(..200);
+            bench.turns(turns);
+            bench.case = &pair[rng.usize(..2)];
+            bench.crash();
+            let found = bench.found();
+            bench.model.crashed(&found);
+        }
+        bench.case = &pair[1];
+        bench.crash();
+        let found = bench.found();
+        bench.model.crashed(&found);
+        bench.settle();
+        bench.until("the merge does not end", |bench| {
+            let status = bench.all_targets()[0].status(&str::to_owned);
+            let (allocated, rest) = status.split_once('/').unwrap_or_else(|| panic!("{status}"));
+            rest.split_once(' ').is_some_and(|(_, metadata)| allocated == metadata)
+        });
+        let seen = bench.read_all();
+        bench.model.check_now(&seen);
+        bench.end();
+        bench.sim.look_durable(0, |origin| assert!(origin == seen, "the origin alone does not hold the disk"));
+    });
+}
