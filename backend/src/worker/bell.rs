@@ -46,6 +46,12 @@ impl Bell {
         }
     }
 
+    /// Whether there is one, or was.
+    #[inline]
+    pub fn any(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
     fn wake(&self, task: u32) {
         let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
         woken.push(task);

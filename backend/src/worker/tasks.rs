@@ -130,7 +130,7 @@ impl Tasks {
 
     /// Whether there are some that have something to do.
     pub(crate) fn any_ready(&self) -> bool {
-        !self.local.0.borrow().ready.is_empty()
+        self.bell.any() || !self.local.0.borrow().ready.is_empty()
     }
 
     /// Which queue a task works for.
