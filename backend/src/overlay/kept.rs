@@ -272,7 +272,7 @@ mod tests {
         assert!(made.size > 1_000_000 * 512 && made.allocated() < 1 << 20, "{} of {}", made.allocated(), made.size);
         assert!(!made.may_overflow(1_000_000, 8) && made.has_room_for_mark(1_000_000, 8));
         assert!(Kept::create(&path, 1, 512, &mark).is_err());
-        let mut kept = Kept::open(&path, true).unwrap();
+        let kept = Kept::open(&path, true).unwrap();
         assert_eq!((kept.head, kept.mark.as_ref()), (Head::New, Some(&mark)));
         kept.file.write_all_at(&header(8, 1), 0).unwrap();
         kept.file.write_all_at(&[1; 8192], 8192).unwrap();

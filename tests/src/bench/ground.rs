@@ -219,9 +219,8 @@ fn make_store(path: &Path, bytes: u64, copied: bool) -> io::Result<()> {
     let mut rng = fastrand::Rng::with_seed(2);
     let mut store = io::BufWriter::new(File::create(path)?);
     let mut block = vec![0; CHUNK as usize];
-    for (at, word) in [*b"SnAp", 1_u32.to_le_bytes(), 1_u32.to_le_bytes(), (PAGE_SECTORS as u32).to_le_bytes()]
-        .iter()
-        .enumerate()
+    for (at, word) in
+        [*b"SnAp", 1_u32.to_le_bytes(), 1_u32.to_le_bytes(), (PAGE_SECTORS as u32).to_le_bytes()].iter().enumerate()
     {
         block[4 * at..][..4].copy_from_slice(word);
     }
