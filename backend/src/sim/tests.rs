@@ -193,10 +193,10 @@ fn two_engines_share_devices_and_time_and_nothing_else() {
 }
 
 #[test]
-#[should_panic(expected = "may change [0..512] only")]
+#[should_panic(expected = "may change [0..512, 4096..4608] only")]
 fn a_fence_stops_whoever_goes_beyond_it() {
     let (mut sim, file) = sim(1, Temper::default(), Nature::default());
-    sim.fence(0, vec![0..8192, 600..601], vec![0..512]);
+    sim.fence(0, vec![0..8192, 600..601], vec![0..512, 4096..4608]);
     let buffer = Buffer::new(2 * SECTOR).unwrap();
     sim.start(file, Command::Read { data: &[buffer.slice()], at: 512 }, 0);
     sim.start(file, Command::PunchHole { at: 0, len: 512 }, 1);

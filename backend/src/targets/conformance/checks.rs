@@ -106,7 +106,7 @@ fn nothing_else(bench: &Bench) {
 
 /// The same requests, whole and one after the other; then in pieces, all at once, on devices of another mind.
 pub(super) fn any_cut_in_any_order_gives_the_same_bytes(case: &'static Case) {
-    each_seed(24, |seed| {
+    each_seed(16, |seed| {
         let (mut whole, mut cuts) = (bench(case, seed), other_bench(case, seed + 1_000_000));
         let mut rng = Rng::with_seed(seed);
         for _ in 0..4 {
@@ -183,7 +183,7 @@ pub(super) fn what_was_acknowledged_survives_a_crash(case: &'static Case) {
     if !case.lasts {
         return;
     }
-    each_seed(60, |seed| {
+    each_seed(40, |seed| {
         let mut bench = bench(case, seed);
         let mut rng = Rng::with_seed(seed);
         for _ in 0..3 {
@@ -206,7 +206,7 @@ pub(super) fn what_was_acknowledged_survives_a_crash(case: &'static Case) {
 }
 
 pub(super) fn a_suspend_in_the_middle_ends_and_everything_goes_on(case: &'static Case) {
-    each_seed(40, |seed| {
+    each_seed(24, |seed| {
         let mut bench = bench(case, seed);
         let mut rng = Rng::with_seed(seed);
         for round in 0..4 {
@@ -237,7 +237,7 @@ pub(super) fn a_suspend_in_the_middle_ends_and_everything_goes_on(case: &'static
 }
 
 pub(super) fn its_life_may_take_any_turn(case: &'static Case) {
-    each_seed(30, |seed| {
+    each_seed(20, |seed| {
         let mut bench = bench(case, seed);
         let mut rng = Rng::with_seed(seed);
         for _ in 0..10 {
