@@ -191,11 +191,21 @@ impl Mapper {
         let disks: Vec<(u32, Arc<Disk>)> =
             self.devices().all.iter().map(|(minor, device)| (*minor, device.disk.clone())).collect();
         for (minor, disk) in &disks {
+            let chain = disk.chain();
+            if let Some(kept) = chain.map.own_targets().find(|target| target.is_kept())
+                && self.settings.components.incoming
+            {
+                return Err(DmError::new(libc::EOPNOTSUPP).detail(format!(
+                    "{}: {kept:?} keeps what it remembers on its components, which the source of a migration has until the \
+                     guest arrives, and does not read it anew then: serve it without --incoming when the source has ended",
+                    chain.name
+                )));
+            }
             let unwilling = |unwilling: Unwilling| {
                 let error = unwilling.error(*minor);
                 error.detail(format!("{}: it cannot be served", disk.name()))
             };
-            self.lives.activate(&disk.chain()).map_err(unwilling)?;
+            self.lives.activate(&chain).map_err(unwilling)?;
         }
         disks.iter().for_each(|(minor, disk)| self.lives.go_on(*minor, disk));
         Ok(())

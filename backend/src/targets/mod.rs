@@ -178,6 +178,18 @@ stateful! {
     Mirror,
 }
 
+impl Stateful {
+    /// Whether what it remembers is on its components: it must be read anew when another process has had them.
+    pub fn is_kept(&self) -> bool {
+        match self {
+            Stateful::Delay(_) | Stateful::Flakey(_) | Stateful::Dust(_) => false,
+            Stateful::Unstriped(_) | Stateful::Switch(_) | Stateful::Ebs(_) => false,
+            Stateful::Snapshot(_) | Stateful::SnapshotOrigin(_) | Stateful::SnapshotMerge(_) => true,
+            Stateful::LogWrites(_) | Stateful::Mirror(_) => true,
+        }
+    }
+}
+
 /// What targets have in common; [`Stateful`] has the same methods.
 trait Target {
     async fn run(&self, cx: &Cx, io: Io) -> Result<(), i32>;

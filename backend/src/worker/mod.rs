@@ -263,11 +263,17 @@ impl<E: Engine> Core<E> {
                     self.read(mail);
                 }
             }
-            if self.ending && !self.jobs.any() {
+            if self.is_over() {
                 return;
             }
             self.finish_stops();
         }
+    }
+
+    /// Whether the thread is to end, and nothing keeps it.
+    #[inline]
+    fn is_over(&self) -> bool {
+        self.ending && !self.jobs.any()
     }
 
     /// One turn: new requests in, at most one system call, completions out. Where there is nothing to do it looks again
@@ -297,7 +303,7 @@ impl<E: Engine> Core<E> {
         }
         let pace = Pace::of(self.ops.under_way());
         let look = if busy { self.poll.pays(pace) } else { self.poll.again(pace) };
-        let look = look || (stateful && self.tasks.any_ready());
+        let look = look || (stateful && self.tasks.any_ready()) || self.is_over();
         let sleep = !look && self.queues.iter_mut().flatten().all(|place| place.queue.fall_asleep());
         if sleep {
             self.meter.looked(self.poll.vain());

@@ -123,6 +123,9 @@ fn what_cannot_be_together_is_refused() {
     assert!(said.contains("--overlay=COWFILE"), "{said}");
     let said = refused(&ground, &[ground.blk_file(), flag("--overlay", &ground.path("none")), "--incoming".into()]);
     assert!(said.contains("there is no such overlay"), "{said}");
+    // What it has would be read before the source has written its last.
+    let said = refused(&ground, &[ground.blk_file(), ground.cow(), "--incoming".into()]);
+    assert!(said.contains("serve it without --incoming"), "{said}");
     // An overlay that was made for nothing does not stay.
     let table = ground.path("table");
     fs::write(&table, format!("0 8 linear {} 0\n", shown(&ground.path("missing")))).expect("write");

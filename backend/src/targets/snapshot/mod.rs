@@ -1,6 +1,6 @@
 //! `snapshot`, `snapshot-origin` and what `snapshot-merge` needs (dm-snap.c, dm-exception-store.c).
 //!
-//! * [`format`]: the bytes of the kernel's persistent store, and its layout. Pure.
+//! * [`mod@format`]: the bytes of the kernel's persistent store, and its layout. Pure.
 //! * [`exceptions`]: which chunks are in the store, in memory. Pure.
 //! * [`store`]: the store on its device: open, format, commit, take back.
 //! * `live`: a snapshot that is in use: exceptions that are complete or pending, the group commit, what goes to whom.
