@@ -177,6 +177,8 @@ pub fn discard(args: &Discard, patience: Patience) -> Result<(), String> {
     }
     // Whoever serves it has it locked.
     let _held = hold(&kept, patience)?;
+    // A commit may have had it until now, and may have been killed.
+    let kept = Kept::open(&args.cow, true).map_err(|error| error.told())?;
     if kept.mark.as_ref().is_some_and(|mark| mark.committing) && !args.force {
         return Err(OverlayError::HalfMerged(args.cow.clone()).told());
     }

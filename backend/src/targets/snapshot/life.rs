@@ -158,7 +158,7 @@ impl Snapshot {
                 let waiting = work.get_or_insert_with(|| Box::pin(live.work.listen()));
                 let mut begun = false;
                 if !self.is_stopped() {
-                    let errands = live.errands(MOST_COPIES - copies.len());
+                    let errands = live.errands(MOST_COPIES.saturating_sub(copies.len()));
                     begun = errands.doomed || !errands.copies.is_empty();
                     if errands.doomed {
                         copies.push(Box::pin(live.give_up(cx, &self.cow, "Unable to allocate exception")));

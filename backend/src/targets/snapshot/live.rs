@@ -221,6 +221,12 @@ impl Live {
     /// Gives it to another target, or none. Nobody waits for a snapshot that is no one's.
     pub fn hand_over(&self, owner: Option<Owner>) {
         let mut inner = self.inner();
+        let merged = inner.owner.is_some_and(|owner| owner.merges) && owner.is_some_and(|owner| !owner.merges);
+        if merged && self.is_persistent() {
+            // While it merges that is for the status alone, and may be a chunk that is in use.
+            let used = inner.complete.runs().map(|run| run.new + run.len).max();
+            inner.next = self.layout().next(used.unwrap_or(self.layout().first()));
+        }
         inner.owner = owner;
         inner.stage = Stage::New;
         if owner.is_none_or(|owner| owner.merges) {
@@ -386,7 +392,9 @@ impl Live {
     /// some, or were already: [`Live::protected`] waits for them.
     pub fn protect(&self, sectors: &Range<u64>) -> bool {
         let mut inner = self.inner();
-        let Some(chunks) = inner.protected_chunks(sectors, self.layout().chunk()) else { return false };
+        let chunk = self.layout().chunk();
+        // Of one that is given up, too, until its device says so: who comes meanwhile waits as who was there before.
+        let Some(chunks) = inner.protected_chunks(sectors, chunk) else { return inner.holds_back(sectors, chunk) };
         let (mut at, mut wait) = (chunks.start, inner.doomed);
         while at < chunks.end && !inner.doomed {
             let free = match inner.pending_from(at) {
@@ -539,5 +547,35 @@ impl Inner {
         }
         let end = sectors.end.div_ceil(chunk);
         self.pending_from(sectors.start / chunk).is_some_and(|(first, _)| first < end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(merges: bool) -> Live {
+        let mut exceptions = Exceptions::default();
+        assert!(exceptions.insert(Run { old: 5, new: 3, len: 1 }));
+        let store = Store::new(Layout::new(8, 8 * 600, 512).unwrap(), true);
+        let opened = Opened { store, exceptions, next: 3, valid: true, new: false };
+        Live::new(opened, Owner { id: 0, end: 800, merges })
+    }
+
+    #[test]
+    fn what_a_merge_has_left_is_not_given_again() {
+        // Chunk 2 was the last of the list, and has been merged.
+        let live = live(true);
+        live.hand_over(Some(Owner { id: 1, end: 800, merges: false }));
+        assert_eq!(live.write(9, 1, true), Part::Fresh(Run { old: 9, new: 4, len: 1 }));
+    }
+
+    #[test]
+    fn the_origin_waits_until_the_device_says_that_the_snapshot_is_invalid() {
+        let live = live(false);
+        live.inner().state = State::Invalid;
+        assert!(live.protect(&(0..8)));
+        live.inner().buried = true;
+        assert!(!live.protect(&(0..8)));
     }
 }

@@ -231,7 +231,7 @@ impl Store {
         Ok(opened)
     }
 
-    fn new(layout: Layout, persistent: bool) -> Store {
+    pub(super) fn new(layout: Layout, persistent: bool) -> Store {
         let unit = vec![0; layout.unit() as usize];
         Store { layout, persistent, end: Mutex::new(End { area: 0, entries: 0, unit }) }
     }
@@ -384,7 +384,8 @@ impl Store {
                 Some((known, bytes)) if *known == at => bytes,
                 other => &mut other.insert((at, read(cx, cow, at, self.layout.unit()).await?)).1,
             };
-            let entry = bytes.get(byte..).and_then(Entry::read).filter(|entry| self.layout.is_data(entry.new));
+            let entry = bytes.get(byte..).and_then(Entry::read);
+            let entry = entry.filter(|entry| self.layout.is_data(entry.new) && entry.old < u64::MAX);
             let why = "which is not what was read before";
             let Entry { old, new } = entry.ok_or(StoreError::Entry { n, old: 0, new: 0, why })?;
             match runs.last_mut() {
