@@ -1,5 +1,7 @@
-//! Snapshots, their origins and merges. The persistent store must be the kernel's byte for byte, but for one thing: the
-//! exceptions of one request are committed as their copies end, so their order in the store's list is free.
+//! Snapshots, their origins and merges. The persistent store must be the kernel's byte for byte, but for two things. The
+//! exceptions of one request are committed as their copies end, so their order in the store's list is free. And a merge of ours
+//! takes an exception back by its second number alone, which is what ends the list, so that a write that stops between the
+//! two numbers makes no other one of it; the kernel clears both.
 
 use fastrand::Rng;
 
@@ -22,7 +24,7 @@ fn origin(name: &str) -> String {
     format!("0 {} snapshot-origin {{{name}}}", sectors(name))
 }
 
-/// A store with its exceptions in order of its chunks.
+/// A store with its exceptions in order of its chunks, and without first numbers of those that were taken back.
 pub fn in_order(mut bytes: Vec<u8>, chunk: u64) -> Vec<u8> {
     let chunk = chunk as usize * SECTOR;
     if bytes[..4] != *b"SnAp" {
@@ -31,13 +33,17 @@ pub fn in_order(mut bytes: Vec<u8>, chunk: u64) -> Vec<u8> {
     let data = |entry: &[u8; 16]| u64::from_le_bytes(entry[8..].try_into().expect("eight bytes"));
     let (mut places, mut exceptions) = (Vec::new(), Vec::new());
     let areas = (chunk..=bytes.len() - chunk).step_by((chunk / 16 + 1) * chunk);
+    let mut ended = false;
     for at in areas.flat_map(|area| (area..area + chunk).step_by(16)) {
         let entry: [u8; 16] = bytes[at..at + 16].try_into().expect("sixteen bytes");
         if data(&entry) == 0 {
-            break;
+            ended = true;
+            bytes[at..at + 8].fill(0);
         }
-        places.push(at);
-        exceptions.push(entry);
+        if !ended {
+            places.push(at);
+            exceptions.push(entry);
+        }
     }
     exceptions.sort_unstable_by_key(data);
     for (at, entry) in places.into_iter().zip(exceptions) {
