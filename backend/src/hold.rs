@@ -100,6 +100,16 @@ impl Hold {
         if state.queues > 0 || !handed_over || !state.held {
             return;
         }
+        if let Some(kept) = chain.map.targets().iter().find(|target| target.is_kept()) {
+            // What it does beside requests goes on, and its last words are still to come: both write.
+            return limited!(
+                chain.limiters.control,
+                error,
+                "{}: {kept:?} goes on writing to its components when the guest has stopped; they are kept, and the destination \
+                 cannot have them",
+                chain.name
+            );
+        }
         if let Err(error) = all(chain).try_for_each(|component| component.settle()) {
             return log::error!(
                 "{}: {error}; its components are kept, and the destination cannot have them",

@@ -17,7 +17,6 @@ use crate::worker::jobs::{Job, Work};
 use crate::worker::pool::Cpus;
 use crate::worker::{Answer, Worker};
 
-use super::device::Device;
 use super::table::Table;
 use super::{DmError, MAJOR, Mapper, Verb};
 
@@ -95,9 +94,9 @@ impl Lives {
         self.worker()?.job(Job { name: chain.name.clone(), chain: chain.clone(), lane, work: Box::new(work) })
     }
 
-    /// Each target of the chain's own lines in turn, up to the first that is unwilling.
-    fn each(&self, chain: &Arc<Chain>, deed: Deed) -> Result<(), Unwilling> {
-        for (start, target) in chain.map.own_lines() {
+    /// Each target of the chain's own lines before `end` in turn, up to the first that is unwilling.
+    fn each(&self, chain: &Arc<Chain>, end: Sectors, deed: Deed) -> Result<(), Unwilling> {
+        for (start, target) in chain.map.own_lines().take_while(|(start, _)| *start < end) {
             let (target, shared) = (target.clone(), self.shared.clone());
             let work = move |cx: Cx| -> Work {
                 Box::pin(async move {
@@ -119,18 +118,21 @@ impl Lives {
 
     /// Whether the targets of a table that is to be find what they need. Nothing is changed.
     pub fn probe(&self, chain: &Arc<Chain>) -> Result<(), Unwilling> {
-        self.each(chain, Deed::Probe)
+        self.each(chain, chain.len(), Deed::Probe)
     }
 
-    /// The targets of a chain that is to be live take up what is on their devices.
+    /// The targets of a chain that is to be live take up what is on their devices; or none does.
     pub fn activate(&self, chain: &Arc<Chain>) -> Result<(), Unwilling> {
-        self.each(chain, Deed::Activate)
+        self.each(chain, chain.len(), Deed::Activate).inspect_err(|unwilling| {
+            // Those before it give back what they took up.
+            let _ = self.each(chain, unwilling.start, Deed::Retire);
+        })
     }
 
     /// A chain is live no longer, and none of its requests is under way.
     pub fn retire(&self, chain: &Arc<Chain>) {
         // It cannot be unwilling, and a worker that is gone has nothing to say.
-        let _ = self.each(chain, Deed::Retire);
+        let _ = self.each(chain, chain.len(), Deed::Retire);
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<u32, Running>> {
@@ -225,13 +227,5 @@ impl Mapper {
         calm(&chain);
         self.lives.rest(minor);
         self.lives.retire(&chain);
-    }
-
-    pub(super) fn discard(&self, device: Device) {
-        device.events.end();
-        if let Some(serving) = &device.serving {
-            serving.server.close();
-        }
-        self.end_life(device.minor, &device.disk);
     }
 }

@@ -142,15 +142,24 @@ impl Mapper {
             serving.is_none_or(|serving| serving.server.close_if_idle())
         };
         if goes && devices.open_count(minor) == 0 && idle(&devices) {
+            // No verb has it, nor its number, before its targets have said their last words.
+            let disk = devices.all.get_mut(&minor).map(|device| {
+                device.busy = true;
+                device.disk.clone()
+            });
+            drop(devices);
+            disk.iter().for_each(|disk| self.end_life(minor, disk));
+            let mut devices = self.devices();
             let gone = devices.all.remove(&minor);
             let lowers: Vec<u32> = gone.iter().flat_map(|d| d.active.iter().flat_map(|table| table.lowers())).collect();
             drop(devices);
             if let Err(error) = self.keep() {
                 log::error!("{error}");
             }
+            self.free.notify_all();
             if let Some(device) = gone {
                 log::info!("{}: removed, as its last user has left", device.disk.name());
-                self.discard(device);
+                discard(device);
             }
             lowers.into_iter().for_each(|lower| self.left(lower));
         }
@@ -185,7 +194,7 @@ impl Mapper {
             return busy(self);
         }
         let kept = self.keep_without(minor)?;
-        let mut devices = self.devices();
+        let devices = self.devices();
         // A front end that connects at this moment is refused, or makes the device be in use.
         // So does a table that was loaded over it.
         let is_open = devices.open_count(minor) > 0;
@@ -195,6 +204,11 @@ impl Mapper {
             self.keep_changed()?;
             return busy(self);
         }
+        let disk = devices.get(minor)?.disk.clone();
+        drop(devices);
+        // No verb has it, nor its number, before its targets have said their last words.
+        self.end_life(minor, &disk);
+        let mut devices = self.devices();
         let gone = devices.all.remove(&minor);
         // Another may have the number soon.
         claim.minors.clear();
@@ -205,7 +219,7 @@ impl Mapper {
             log::error!("the device is removed, but a loss of power may bring it back: {error}");
         }
         drop(claim);
-        gone.into_iter().for_each(|device| self.discard(device));
+        gone.into_iter().for_each(discard);
         lowers.into_iter().for_each(|lower| self.left(lower));
         Ok(Removed { deferred: false })
     }
@@ -237,6 +251,13 @@ impl Mapper {
     /// The sockets that were made are removed.
     pub fn remove_sockets(&self) {
         self.devices().all.values_mut().for_each(|device| device.serving = None);
+    }
+}
+
+fn discard(device: super::device::Device) {
+    device.events.end();
+    if let Some(serving) = &device.serving {
+        serving.server.close();
     }
 }
 

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use super::copy;
 use super::exceptions::Run;
-use super::live::{Live, Owner, Stage};
+use super::live::{Live, Owner, Stage, State};
 use super::store::{self, Store, StoreError};
 use super::target::Snapshot;
 use crate::map::{DevIx, Key, Leg};
@@ -68,6 +68,17 @@ impl Snapshot {
             Some(live) if live.is_of(owner.id) => {
                 let new = self.open(cx, owner).await?;
                 self.leave(live);
+                new
+            }
+            // What it holds may be gone from the list on its device.
+            Some(live)
+                if live.stage() == Stage::Suspended && live.is_persistent() && live.state() == State::MergeFailed =>
+            {
+                let new = self.open(cx, owner).await?;
+                if let Some(key) = self.origin.key() {
+                    shared.origin(key).remove(live);
+                }
+                live.hand_over(None);
                 new
             }
             Some(live) if live.stage() == Stage::Suspended => {
