@@ -41,7 +41,12 @@ pub(super) fn sync(components: Vec<Arc<Component>>, caller: &dyn Caller) -> Verb
     let what = format!("waiting for a flush of {}", names.join(", "));
     std::thread::Builder::new()
         .name("flush".into())
-        .spawn(move || answer.send(components.iter().try_for_each(|component| flush(component))))
+        .spawn(move || {
+            let ended = components.iter().try_for_each(|component| flush(component));
+            // Whoever is told may look whether we have them open.
+            drop(components);
+            answer.send(ended)
+        })
         .map_err(|error| system(&error))?;
     let mut told = Instant::now();
     loop {

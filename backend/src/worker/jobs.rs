@@ -48,9 +48,12 @@ impl Attended {
     }
 
     fn end(self, result: Result<(), String>, ops: &mut Ops, engine: &mut impl Engine) {
-        self.devices.forget(ops, engine);
+        let Attended { chain, lane, devices, over, .. } = self;
+        devices.forget(ops, engine);
+        // Whoever is told may look whether we have them open.
+        drop((chain, lane, devices));
         // Who asked may have gone meanwhile.
-        let _ = self.over.send(result);
+        let _ = over.send(result);
     }
 }
 
