@@ -93,14 +93,14 @@ pub(super) fn build(
     let (mut devices, flush_set) = reached(&flat.segments);
     devices.extend(flat.targets.iter().flat_map(|target| target.devices()));
     let mut written = flush_set.clone();
-    written.extend(flat.targets_write.iter().flat_map(|written| written.iter()));
+    written.extend(&flat.targets_write);
     let map = Map {
         flush_set: flush_set.into_iter().collect(),
         written: written.into_iter().collect(),
         devices: devices.into_iter().collect(),
         own: flat.own.into(),
         targets: flat.targets.into(),
-        targets_write: flat.targets_write.into(),
+        targets_write: flat.targets_write.into_iter().collect(),
         index: Index::new(&flat.starts, flat.end),
         starts: flat.starts.into(),
         segments: flat.segments.into(),
@@ -241,7 +241,7 @@ struct Flat<'p> {
     end: u64,
     depth: u32,
     targets: Vec<Arc<Stateful>>,
-    targets_write: Vec<Arc<[DevIx]>>,
+    targets_write: BTreeSet<DevIx>,
     own: Vec<(u64, u32)>,
     // Lower maps whose targets are among `targets`, with the number of the first.
     above: HashMap<*const Map, u32>,
@@ -254,7 +254,7 @@ impl Flat<'_> {
         let first = *self.above.entry(Arc::as_ptr(map)).or_insert(next);
         if first == next {
             self.targets.extend(map.targets().iter().cloned());
-            self.targets_write.extend(map.targets_write.iter().cloned());
+            self.targets_write.extend(&map.targets_write);
         }
         first
     }
@@ -320,11 +320,9 @@ impl Flat<'_> {
 
     /// The number of a line's target.
     fn own_target(&mut self, line: &Line, target: Stateful, areas: &[Area<'_>]) -> u32 {
-        let written = areas.iter().filter(|area| area.write);
-        self.targets_write.push(written.flat_map(|area| own_leg(area).written().to_vec()).collect());
         let number = self.targets.len() as u32;
         let written = areas.iter().filter(|area| area.write);
-        self.targets_write.push(written.flat_map(|area| own_leg(area).written().to_vec()).collect());
+        self.targets_write.extend(written.flat_map(|area| own_leg(area).written().to_vec()));
         self.targets.push(Arc::new(target));
         self.own.push((line.start.get(), number));
         number

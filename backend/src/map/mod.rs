@@ -202,8 +202,8 @@ pub struct Map {
     own: Box<[(u64, u32)]>,
     /// Stateful targets that its segments lead to, those of lower maps included.
     targets: Box<[Arc<Stateful>]>,
-    /// What each of them writes.
-    targets_write: Box<[Arc<[DevIx]>]>,
+    /// What they write; sorted, without repetition.
+    targets_write: Box<[DevIx]>,
     /// Sorted, without repetition: those of the flush set and those that stateful targets write.
     written: Box<[DevIx]>,
     /// Striped levels that a walk has to recurse through.
@@ -342,7 +342,7 @@ impl Map {
         };
         Map {
             segments: self.segments.iter().map(guarded).collect(),
-            targets_write: self.targets_write.iter().map(|_| Arc::default()).collect(),
+            targets_write: Box::default(),
             written: Box::default(),
             flush_set: Box::default(),
             limits: self.limits.for_reading(),

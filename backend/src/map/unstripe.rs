@@ -61,7 +61,7 @@ impl Unstriped {
         })
     }
 
-    pub fn walk<F: FnMut(Piece)>(&self, (off, len, write): (u64, u64, bool), mut skip: u64, segment: u32, f: &mut F) {
+    pub fn walk(&self, (off, len, write): (u64, u64, bool), mut skip: u64, segment: u32, f: &mut dyn FnMut(Piece)) {
         for (into, take) in self.chunks(off, len) {
             match &self.leg {
                 Leg::Device { dev, start } => f(Piece {

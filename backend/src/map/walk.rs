@@ -63,7 +63,7 @@ impl Map {
     }
 
     /// `above`: the segment of the upper map that a lower one is walked for.
-    pub(super) fn walk<F: FnMut(Piece)>(
+    pub(super) fn walk<F: FnMut(Piece) + ?Sized>(
         &self,
         (at, len, write): (u64, u64, bool),
         mut skip: u64,
@@ -73,29 +73,11 @@ impl Map {
         let mut covered = self.covered(at, len);
         while let Some((segment, into, take)) = covered.next() {
             let number = above.unwrap_or_else(|| covered.number());
-            let step = match segment {
-                Segment::Linear { dev, start } => Step::Device { dev: *dev, at: Sectors::new(start + into) },
-                Segment::Zero => Step::Zero,
-                Segment::Error => Step::Error,
-                Segment::Target { target, skip } => Step::Target { target: *target, at: Sectors::new(skip + into) },
-                Segment::ReadOnly(_) if write => Step::Error,
-                Segment::ReadOnly(inner) => {
-                    walk_inner(inner, (into, take), skip, number, f);
-                    skip += take;
-                    continue;
-                }
-                Segment::Striped(striped) => {
-                    walk_striped(striped, (striped.skip + into, take, write), skip, number, f);
-                    skip += take;
-                    continue;
-                }
-                Segment::Unstriped(unstriped) => {
-                    unstriped.walk((into, take, write), skip, number, f);
-                    skip += take;
-                    continue;
-                }
-            };
-            f(Piece { step, skip: Sectors::new(skip), len: Sectors::new(take), segment: number });
+            match segment.step(into) {
+                // The only place where `f` is called as it is: it is large, and stands in the caller's loop.
+                Some(step) => f(Piece { step, skip: Sectors::new(skip), len: Sectors::new(take), segment: number }),
+                None => walk_several(segment, (into, take, write), skip, number, &mut |piece| f(piece)),
+            }
             skip += take;
         }
     }
@@ -105,15 +87,6 @@ impl Map {
         while let Some((segment, into, take)) = covered.next() {
             let number = above.unwrap_or_else(|| covered.number());
             match segment {
-                Segment::Linear { dev, start } => {
-                    let at = Sectors::new(start + into);
-                    f(Step::Device { dev: *dev, at }, Sectors::new(take), number);
-                }
-                Segment::Zero => f(Step::Zero, Sectors::new(take), number),
-                Segment::Error | Segment::ReadOnly(_) => f(Step::Error, Sectors::new(take), number),
-                Segment::Target { target, skip } => {
-                    f(Step::Target { target: *target, at: Sectors::new(skip + into) }, Sectors::new(take), number);
-                }
                 Segment::Unstriped(unstriped) => {
                     let (target, at) = (unstriped.target, Sectors::new(unstriped.skip + into));
                     f(Step::Target { target, at }, Sectors::new(take), number);
@@ -121,33 +94,55 @@ impl Map {
                 Segment::Striped(striped) => {
                     walk_striped_ranges(striped, striped.skip + into, take, number, f);
                 }
+                // One that may only be read has no step.
+                other => f(other.step(into).unwrap_or(Step::Error), Sectors::new(take), number),
             }
         }
     }
 }
 
-/// Reads of a segment that may not be written.
-fn walk_inner<F: FnMut(Piece)>(segment: &Segment, (into, len): (u64, u64), skip: u64, number: u32, f: &mut F) {
+impl Segment {
+    /// Where sector `into` of the segment goes, and all behind it, if that is one place whatever is asked for.
+    #[inline]
+    fn step(&self, into: u64) -> Option<Step> {
+        match self {
+            Segment::Linear { dev, start } => Some(Step::Device { dev: *dev, at: Sectors::new(start + into) }),
+            Segment::Zero => Some(Step::Zero),
+            Segment::Error => Some(Step::Error),
+            Segment::Target { target, skip } => Some(Step::Target { target: *target, at: Sectors::new(skip + into) }),
+            Segment::Striped(_) | Segment::Unstriped(_) | Segment::ReadOnly(_) => None,
+        }
+    }
+}
+
+/// A segment whose sectors go to several places, or not everywhere.
+#[inline(never)]
+fn walk_several(
+    segment: &Segment,
+    (into, len, write): (u64, u64, bool),
+    skip: u64,
+    number: u32,
+    f: &mut dyn FnMut(Piece),
+) {
     let step = match segment {
         Segment::Striped(striped) => {
-            return walk_striped(striped, (striped.skip + into, len, false), skip, number, f);
+            return walk_striped(striped, (striped.skip + into, len, write), skip, number, f);
         }
-        Segment::Unstriped(unstriped) => return unstriped.walk((into, len, false), skip, number, f),
-        Segment::Linear { dev, start } => Step::Device { dev: *dev, at: Sectors::new(start + into) },
-        Segment::Target { target, skip } => Step::Target { target: *target, at: Sectors::new(skip + into) },
-        Segment::Zero => Step::Zero,
-        Segment::Error | Segment::ReadOnly(_) => Step::Error,
+        Segment::Unstriped(unstriped) => return unstriped.walk((into, len, write), skip, number, f),
+        Segment::ReadOnly(inner) if !write => return walk_several(inner, (into, len, write), skip, number, f),
+        Segment::ReadOnly(_) => Step::Error,
+        plain => plain.step(into).unwrap_or(Step::Error),
     };
     f(Piece { step, skip: Sectors::new(skip), len: Sectors::new(len), segment: number });
 }
 
 /// Chunk after chunk: one division finds the first, the others follow by counting.
-fn walk_striped<F: FnMut(Piece)>(
+fn walk_striped(
     striped: &Striped,
     (off, len, write): (u64, u64, bool),
     mut skip: u64,
     segment: u32,
-    f: &mut F,
+    f: &mut dyn FnMut(Piece),
 ) {
     let mut place = striped.place(off);
     let mut left = len;
