@@ -117,13 +117,18 @@ impl Hold {
             );
         }
         (state.held, state.away) = (false, true);
-        all(chain).for_each(|component| component.give_up());
-        limited!(
-            chain.limiters.control,
-            info,
-            "{}: the guest has stopped while it migrates; its components are free for the destination",
-            chain.name
-        );
+        let taken: Vec<&str> = all(chain).filter(|one| !one.give_up()).map(|one| one.name.as_str()).collect();
+        let stopped = format_args!("{}: the guest has stopped while it migrates", chain.name);
+        if taken.is_empty() {
+            limited!(chain.limiters.control, info, "{stopped}; its components are free for the destination");
+        } else {
+            limited!(
+                chain.limiters.control,
+                warn,
+                "{stopped}; the destination cannot have {} until the other disks of this process that use it are handed over too",
+                taken.join(", ")
+            );
+        }
     }
 }
 
@@ -136,7 +141,7 @@ fn take(chain: &Chain) -> Result<(), OpenError> {
             Err(error) => {
                 for (component, locked) in taken {
                     // Locks that were there before are not this attempt's to give up.
-                    if locked { component.give_up() } else { component.leave() }
+                    if locked { component.put_back() } else { component.leave() }
                 }
                 return Err(error);
             }

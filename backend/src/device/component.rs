@@ -142,9 +142,15 @@ impl Component {
     }
 
     /// A disk that leads to the component is not served any more, and another process will take it. Nothing of the disk is
-    /// under way. Locks and claim go with the last such disk.
-    pub(crate) fn give_up(&self) {
-        self.opening.give_up();
+    /// under way. Locks and claim go with the last such disk. Disks that only read the component, or write it, are in the way
+    /// of who takes it as long as one of them is served: tells whether none is.
+    pub(crate) fn give_up(&self) -> bool {
+        self.opening.give_up()
+    }
+
+    /// The same of a disk that was not served after all, and whose taking the component locked it: all is as before that.
+    pub(crate) fn put_back(&self) {
+        self.opening.put_back();
     }
 
     /// Brings to the disk what this process has written to the component: all writes that have ended. Waits for the

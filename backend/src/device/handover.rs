@@ -18,29 +18,20 @@ use super::component::{Access, Kind};
 use super::error::OpenError;
 use super::holder;
 use super::locks::{self, Refusal, Use};
-use super::opening::Opening;
+use super::opening::{Opening, State};
 use super::pair::Beside;
 
 /// What [`super::Component`] says of them.
 impl Opening {
     pub fn take(&self) -> Result<bool, OpenError> {
-        if self.state().owned {
-            self.state().users += 1;
-            return Ok(false);
-        }
-        self.pair.locked(self.read_only, true, |_, beside| {
-            let mut state = self.state();
-            let locks = !state.owned;
-            if locks {
-                let file = match self.kind {
-                    Kind::Block { .. } if !self.read_only => Arc::new(self.reopen(&state.file, true)?),
-                    _ => state.file.clone(),
-                };
-                self.lock(&file, beside)?;
-                (state.file, state.owned) = (file, true);
-            }
-            state.users += 1;
-            Ok(locks)
+        self.pair.taken(self, |state, beside| {
+            let file = match self.kind {
+                Kind::Block { .. } if !self.read_only => Arc::new(self.reopen(&state.file, true)?),
+                _ => state.file.clone(),
+            };
+            self.lock(&file, beside)?;
+            (state.file, state.owned) = (file, true);
+            Ok(())
         })
     }
 
@@ -75,18 +66,24 @@ impl Opening {
         }
     }
 
-    pub fn give_up(&self) {
-        let mut state = self.state();
-        state.users = state.users.saturating_sub(1);
-        if state.users > 0 || !state.owned {
-            return;
-        }
+    pub fn give_up(&self) -> bool {
+        self.pair.given_up(self, true)
+    }
+
+    pub fn put_back(&self) {
+        self.pair.given_up(self, false);
+    }
+
+    /// Gives up locks and claim; says why if it cannot, and they are kept.
+    pub(super) fn release(&self, state: &mut State) {
         if matches!(self.kind, Kind::Block { .. }) && !self.read_only {
             match self.reopen(&state.file, false) {
                 Ok(file) => state.file = Arc::new(file),
-                Err(error) => return log::error!("the claim on {}; it is kept", error),
+                Err(error) => return log::error!("the claim on {error}; it is kept"),
             }
         } else if let Err(error) = locks::release(&state.file) {
+            // Some may be gone.
+            let _ = self.lock(&state.file, &Beside::Nothing);
             return log::error!("{}: the image locks cannot be given up ({error}); they are kept", self.path.display());
         }
         state.owned = false;

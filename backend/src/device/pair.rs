@@ -2,7 +2,7 @@
 //!
 //! To the kernel the locks of the two openings are those of two strangers, of whom one excludes the other. So the reader
 //! gives up what excludes a writer as long as there is a writer that has its own locks: these exclude all others for both.
-//! The reader takes it back before the writer's locks end.
+//! The reader takes it back before the writer's locks end, be it that the writer is closed or that it is handed over.
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,7 +12,7 @@ use super::error::OpenError;
 use super::fence::Fence;
 use super::locks::{self, Refusal, Use};
 use super::lookup::Located;
-use super::opening::Opening;
+use super::opening::{Opening, State};
 
 /// The openings of a component, and whose turn it is to change their locks.
 #[derive(Debug, Default)]
@@ -45,38 +45,66 @@ impl Pair {
         located: &Located,
         opts: &Options,
     ) -> Result<Component, OpenError> {
-        self.locked(opts.read_only, !opts.incoming, |both, beside| {
-            let component = fence.open(located, opts, (beside, self))?;
-            let opening = Arc::downgrade(&component.opening);
-            *(if opts.read_only { &mut both.reader } else { &mut both.writer }) = opening;
-            Ok(component)
-        })
-    }
-
-    /// Does `lock` while no other locks of the pair change. What it takes is for a reader, or for a writer; the locks of the
-    /// other opening are as that needs it, if `take`, and are as they were if it fails.
-    pub fn locked<T>(
-        &self,
-        reads: bool,
-        take: bool,
-        lock: impl FnOnce(&mut Both, &Beside) -> Result<T, OpenError>,
-    ) -> Result<T, OpenError> {
         // Let go of after the guard: an opening that is dropped wants its turn.
         let other: Option<Arc<Opening>>;
         let mut both = self.turn();
-        other = if reads { both.writer.upgrade() } else { both.reader.upgrade() };
-        let beside = match other.as_ref().map(|other| other.state()).filter(|state| state.owned && take) {
-            None => Beside::Nothing,
-            Some(_) if reads => Beside::Writer,
-            // A file system without locks has already been warned of, and there is nothing to give up.
-            Some(reader) if locks::let_writer_in(&reader.file).is_ok() => Beside::Reader(reader.file.clone()),
-            Some(_) => Beside::Nothing,
-        };
-        let done = lock(&mut both, &beside);
-        if let (Err(_), Beside::Reader(file)) = (&done, &beside) {
-            shut(file);
+        other = both.other(opts.read_only);
+        let component = beside(other.as_deref().filter(|_| !opts.incoming), opts.read_only, |beside| {
+            fence.open(located, opts, (beside, self))
+        })?;
+        let opening = Arc::downgrade(&component.opening);
+        *(if opts.read_only { &mut both.reader } else { &mut both.writer }) = opening;
+        Ok(component)
+    }
+
+    /// A disk that leads to the opening starts to be served: `lock` takes locks and claim unless they are there. Tells whether
+    /// they were not.
+    pub fn taken(
+        &self,
+        opening: &Opening,
+        lock: impl FnOnce(&mut State, &Beside) -> Result<(), OpenError>,
+    ) -> Result<bool, OpenError> {
+        let other: Option<Arc<Opening>>;
+        let both = self.turn();
+        other = both.other(opening.read_only);
+        let mut state = opening.state();
+        let locks = !state.owned;
+        if locks {
+            beside(other.as_deref(), opening.read_only, |beside| lock(&mut state, beside))?;
         }
-        done
+        state.users += 1;
+        Ok(locks)
+    }
+
+    /// A disk that leads to the opening is not served any more. With the last one locks and claim go. `handed_over`: so that
+    /// another process can have the component, for which those of the other opening must go too unless it is served itself. Tells whether nothing of this process is in the
+    /// way of that.
+    pub fn given_up(&self, opening: &Opening, handed_over: bool) -> bool {
+        let other: Option<Arc<Opening>>;
+        let both = self.turn();
+        other = both.other(opening.read_only);
+        let mut state = opening.state();
+        state.users = state.users.saturating_sub(1);
+        if state.users > 0 {
+            return false;
+        }
+        let mut beside = other.as_deref().map(|other| (other, other.state())).filter(|(_, state)| state.owned);
+        if let Some((other, its)) = beside.as_mut() {
+            if handed_over && its.users == 0 {
+                other.release(its);
+            } else if !opening.read_only {
+                shut(&its.file);
+            }
+        }
+        if state.owned {
+            opening.release(&mut state);
+        }
+        let Some((_, its)) = beside.filter(|(_, its)| its.owned) else { return !state.owned };
+        if state.owned && !opening.read_only {
+            // The writer has failed to let go.
+            let _ = locks::let_writer_in(&its.file);
+        }
+        false
     }
 
     /// The writer's locks end. `held`: it had some.
@@ -92,6 +120,33 @@ impl Pair {
     fn turn(&self) -> MutexGuard<'_, Both> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Both {
+    /// The other opening than that for reading, or for writing.
+    fn other(&self, reads: bool) -> Option<Arc<Opening>> {
+        if reads { self.writer.upgrade() } else { self.reader.upgrade() }
+    }
+}
+
+/// Does `lock` with the locks of the `other` opening as that needs it. They are as they were if it fails.
+fn beside<T>(
+    other: Option<&Opening>,
+    reads: bool,
+    lock: impl FnOnce(&Beside) -> Result<T, OpenError>,
+) -> Result<T, OpenError> {
+    let beside = match other.map(Opening::state).filter(|state| state.owned) {
+        None => Beside::Nothing,
+        Some(_) if reads => Beside::Writer,
+        // A file system without locks has already been warned of, and there is nothing to give up.
+        Some(reader) if locks::let_writer_in(&reader.file).is_ok() => Beside::Reader(reader.file.clone()),
+        Some(_) => Beside::Nothing,
+    };
+    let done = lock(&beside);
+    if let (Err(_), Beside::Reader(file)) = (&done, &beside) {
+        shut(file);
+    }
+    done
 }
 
 /// The reader excludes writers again.
@@ -110,3 +165,6 @@ impl Beside {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
