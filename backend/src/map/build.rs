@@ -311,7 +311,7 @@ impl Flat<'_> {
             Some(target) => target.again(legs),
             None => match &line.target {
                 Target::Mirror(of) => mirror::make(line, of, areas, legs, self.read_only),
-                _ => stateful::make(source, line, areas, legs)?,
+                _ => stateful::make(source, line, areas, legs, self.read_only)?,
             },
         };
         let number = self.own_target(line, target, areas);
@@ -350,7 +350,8 @@ impl Flat<'_> {
         if chunk == row {
             return self.add_linear(source, line, &stripe);
         }
-        let target = stateful::make(source, line, std::slice::from_ref(&stripe), vec![own_leg(&stripe)])?;
+        let target =
+            stateful::make(source, line, std::slice::from_ref(&stripe), vec![own_leg(&stripe)], self.read_only)?;
         let leg = self.leg(source, &stripe)?;
         let number = self.own_target(line, target, std::slice::from_ref(&stripe));
         let segment = super::Unstriped::new(leg, (chunk, row), number);

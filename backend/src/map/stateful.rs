@@ -174,8 +174,14 @@ pub fn reach(target: &Target, len: Sectors) -> Sectors {
     }
 }
 
-/// The target of a line over what its devices are.
-pub(super) fn make(source: &Source, line: &Line, areas: &[Area<'_>], legs: Vec<Leg>) -> Result<Stateful, Diagnostic> {
+/// The target of a line over what its devices are. `read_only`: nothing of it is written.
+pub(super) fn make(
+    source: &Source,
+    line: &Line,
+    areas: &[Area<'_>],
+    legs: Vec<Leg>,
+    read_only: bool,
+) -> Result<Stateful, Diagnostic> {
     let wrong = |why: String| Diagnostic::error(source, line.span, format!("{}: {why}", line.target.type_name()));
     let (Some(leg), Some(area)) = (legs.first().cloned(), areas.first()) else {
         return Err(wrong("it names no device".into()));
@@ -227,7 +233,7 @@ pub(super) fn make(source: &Source, line: &Line, areas: &[Area<'_>], legs: Vec<L
             let place = (area.start, limits.logical_block);
             let made = LogWrites::new(leg, place, log.clone(), log_area.size());
             let made = made.map_err(|error| wrong(format!("no memory: {error}")))?;
-            Ok(Stateful::LogWrites(made.passing_discards(limits.discard.is_some())))
+            Ok(Stateful::LogWrites(made.passing_discards(limits.discard.is_some()).read_only(read_only)))
         }
         Target::Unstriped(line) => Ok(Stateful::Unstriped(Unstriped::new(leg, unstriped(line).1))),
         Target::Snapshot(snapshot) => {

@@ -7,9 +7,12 @@ mod oracle;
 mod replay;
 mod workload;
 
+use std::time::Duration;
+
 use dm_tests::blk::{IOERR, Segment, feature, kind};
-use dm_tests::control::wait_until;
+use dm_tests::control::{Controlled, wait_until};
 use dm_tests::vmm::{Failed, Setup};
+use rustix::process::Signal;
 
 use ground::{Ground, SECTOR};
 
@@ -61,6 +64,31 @@ fn a_log_that_fails_ends_and_the_disk_goes_on() {
     served.stop();
     let (code, out, err) = ground.replay(&[]);
     assert!(code == 0 && out.contains("entries=2\n1 flushes\n"), "{out}{err}");
+}
+
+#[test]
+fn a_disk_that_is_not_written_has_no_log() {
+    let ground = Ground::new(64, 64);
+    ground.write_log(&[7; 64 * SECTOR]);
+    let table = ground.table();
+    let read_only_device = table.replacen(",,,,", ",,,ro,", 1);
+    for (table, args) in [(&table, &["--read-only"][..]), (&read_only_device, &[])] {
+        let mut served = Controlled::start(table, args);
+        let mut vmm = served.vmm("disk", &Setup::default());
+        assert_eq!(vmm.read_all(0).unwrap(), ground.disk());
+        assert_eq!(vmm.write(0, 0, &[1; SECTOR]), Err(Failed(IOERR)));
+        assert_eq!(ground.status(&served), "0 0");
+        let refused = served.must_not(&["message", "disk", "0", "mark", "one"]);
+        assert!(refused.contains("log-writes: the log is not written: the device is read-only"), "{refused}");
+        served.must(&["suspend", "disk"]);
+        served.must(&["resume", "disk"]);
+        drop(vmm);
+        served.daemon.signal(Signal::TERM);
+        served.daemon.wait(Duration::from_secs(30)).expect("it ends");
+        let log = served.daemon.log();
+        assert!(!log.contains("ERROR"), "{log}");
+        assert_eq!(ground.log_bytes(), [7; 64 * SECTOR]);
+    }
 }
 
 #[test]

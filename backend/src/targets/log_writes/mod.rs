@@ -18,6 +18,8 @@
 //!
 //! **Failures** of the log end the logging, and `status` tells; the device goes on. So does a log that is full.
 //!
+//! **Read-only** devices leave their log as it is. (The kernel writes marks to it, and its own at the end.)
+//!
 //! Where the kernel's log tells what did not happen, this one does not: a write that failed is not in it; a flush that
 //! failed leaves what it would have covered to the next one; a flush that ends before another that was asked for earlier has
 //! before it what that one covers, too; and a durable write comes behind what it was written over, even if no flush covered
@@ -59,6 +61,8 @@ pub struct LogWrites {
     // First sector of the line, which is also the first that is used of the device.
     start: u64,
     passes_discards: bool,
+    // Nothing is written, so there is nothing to log.
+    read_only: bool,
     state: Arc<State>,
 }
 
@@ -80,7 +84,13 @@ impl LogWrites {
         let headers = Buffer::new(state::BATCH * block as usize)?;
         let writer = Writer { headers, zeroes: Buffer::new(ZEROES)?, begun: false };
         let state = Arc::new(State::new(writer, block, sectors, MOST));
-        Ok(LogWrites { dev, log, start, passes_discards: true, state })
+        Ok(LogWrites { dev, log, start, passes_discards: true, read_only: false, state })
+    }
+
+    /// Its devices are open for reading alone: the log stays as it is, and takes no marks.
+    #[must_use]
+    pub fn read_only(self, read_only: bool) -> LogWrites {
+        LogWrites { read_only, ..self }
     }
 
     /// The device takes discards; otherwise they end here, and are logged all the same.
@@ -262,7 +272,7 @@ impl LogWrites {
 
 impl Target for LogWrites {
     async fn run(&self, cx: &Cx, io: Io) -> Result<(), i32> {
-        if io.action == Action::Read || !self.state.enabled() {
+        if io.action == Action::Read || self.read_only || !self.state.enabled() {
             return match io.action {
                 Action::Discard if !self.passes_discards => Ok(()),
                 action => cx.io(&self.dev, action, io.at, io.len, io.data).await,
@@ -284,6 +294,9 @@ impl Target for LogWrites {
         let parsed = LogWritesMessage::parse(args);
         let message = parsed.map_err(|error| error.kernel().map_or_else(|| error.to_string(), str::to_owned))?;
         let LogWritesMessage::Mark(name) = message;
+        if self.read_only {
+            return Err("log-writes: the log is not written: the device is read-only".into());
+        }
         match self.mark(name) {
             Some(_) => Ok(None),
             None => Err(format!("log-writes: {MOST_MARKS} marks wait for the log, which does not take them")),
@@ -303,7 +316,7 @@ impl Target for LogWrites {
     }
 
     async fn retire(&self, cx: &Cx) {
-        if !self.state.end() {
+        if !self.state.end() || self.read_only {
             return;
         }
         let _ = self.mark(END_MARK);

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -83,9 +84,15 @@ impl Entry {
         }
     }
 
-    fn overlaps(&self, other: &Entry) -> bool {
-        let end = |entry: &Entry| entry.header.sector.saturating_add(entry.header.nr_sectors);
-        self.header.sector < end(other) && other.header.sector < end(self)
+    /// Blocks of the device.
+    fn range(&self) -> Range<u64> {
+        let Header { sector, nr_sectors, .. } = self.header;
+        sector..sector.saturating_add(nr_sectors)
+    }
+
+    fn overlaps(&self, range: &Range<u64>) -> bool {
+        let own = self.range();
+        own.start < range.end && range.start < own.end
     }
 }
 
@@ -291,15 +298,26 @@ impl State {
         goal
     }
 
-    /// What a durable write was written over comes before it, or a replay would bring it back.
+    /// What a durable write was written over comes before it, or a replay would bring it back; and so does what that was
+    /// written over, and so on.
     fn supersede(&self, inner: &mut Inner, durable: &Entry) {
-        if !inner.unflushed.iter().any(|(_, entry)| entry.overlaps(durable)) {
+        if !inner.unflushed.iter().any(|(_, entry)| entry.overlaps(&durable.range())) {
             return;
         }
-        let (over, rest): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut inner.unflushed).into_iter().partition(|(_, entry)| entry.overlaps(durable));
+        // Each adjoins those that came after it, so all of them are one range.
+        let mut over = durable.range();
+        let (mut before, mut rest) = (VecDeque::new(), VecDeque::new());
+        for (number, entry) in std::mem::take(&mut inner.unflushed).into_iter().rev() {
+            if entry.overlaps(&over) {
+                let range = entry.range();
+                over = over.start.min(range.start)..over.end.max(range.end);
+                before.push_front(entry);
+            } else {
+                rest.push_front((number, entry));
+            }
+        }
         inner.unflushed = rest;
-        over.into_iter().for_each(|(_, entry)| self.enter(inner, entry));
+        before.into_iter().for_each(|entry| self.enter(inner, entry));
     }
 
     /// Gives an entry its place in the log.
@@ -310,8 +328,7 @@ impl State {
         entry.at.store(inner.next, Ordering::Relaxed);
         inner.next += self.block_sectors() + entry.data_sectors(self);
         if inner.next >= self.end {
-            log::error!("log-writes: Ran out of space on the logdev");
-            inner.enabled = false;
+            inner.disable("Ran out of space on the logdev");
             return;
         }
         inner.entries += 1;
@@ -363,24 +380,20 @@ impl State {
         }
         inner.written += batch.len() as u64;
         inner.marks -= batch.iter().filter(|entry| entry.header.flags.has(Flags::MARK)).count();
-        if result.is_err() {
+        if let Err(errno) = result {
             gone.append(&mut inner.queue);
             (inner.written, inner.marks) = (inner.entries, 0);
+            // At once: what would come next would be counted, behind what is not there.
+            inner.disable(&format!("Error writing log block, error={errno}"));
         }
         drop(inner);
-        if let Err(errno) = result {
-            self.disable(&format!("Error writing log block, error={errno}"));
-        }
+        drop(gone);
+        self.budget.changed.notify(usize::MAX);
     }
 
     /// Nothing is logged any more. What has its place in the log still comes there.
     pub fn disable(&self, why: &str) {
-        log::error!("log-writes: {why}");
-        let mut inner = self.inner();
-        inner.enabled = false;
-        let gone = std::mem::take(&mut inner.unflushed);
-        drop(inner);
-        drop(gone);
+        self.inner().disable(why);
         self.budget.changed.notify(usize::MAX);
     }
 
@@ -417,6 +430,16 @@ impl State {
 }
 
 impl Inner {
+    fn disable(&mut self, why: &str) {
+        // Those that were under way when it ended have their reasons, too.
+        if self.enabled {
+            log::error!("log-writes: {why}");
+        }
+        self.enabled = false;
+        // What waits for a flush has no other place to go to.
+        self.unflushed = VecDeque::new();
+    }
+
     /// Entries that have a place in the log.
     fn goal(&self) -> u64 {
         self.written + self.queue.len() as u64

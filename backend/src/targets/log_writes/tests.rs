@@ -57,6 +57,42 @@ fn a_durable_write_comes_behind_what_it_was_written_over() {
 }
 
 #[test]
+fn what_comes_before_a_durable_write_has_before_it_what_it_was_written_over_itself() {
+    let state = state(1000, 1 << 20);
+    for (sector, len) in [(12, 8), (40, 1), (10, 4), (8, 1), (11, 1)] {
+        state.ended(vec![write(sector, len, Flags::default())]);
+    }
+    // Of 10 to 13 the later one is the newest, at 12 and 13 over the first one: a replay must not turn them round.
+    state.ended(vec![write(10, 1, Flags::FUA)]);
+    assert_eq!(queued(&state), [(12, 0), (10, 0), (10, 2)]);
+    state.flushed(state.before(), None);
+    assert_eq!(queued(&state)[3..], [(40, 0), (8, 0), (11, 0)]);
+}
+
+#[test]
+fn a_log_that_ended_holds_nothing_back() {
+    let held = |state: &State, sectors| {
+        let header = Header { sector: 0, nr_sectors: sectors, ..Header::default() };
+        vec![Entry::new(header, Data::Zeroes, state.take(1 << 19))]
+    };
+    // Full, or failed.
+    for full in [true, false] {
+        let state = state(8, 1 << 20);
+        let durable = if full { 40 } else { 1 };
+        state.ended(held(&state, 1));
+        state.ended(held(&state, 1));
+        assert!(state.take(1).is_none());
+        state.ended(vec![write(100, durable, Flags::FUA)]);
+        if let Some(batch) = state.batch(u64::MAX) {
+            state.written(&batch, Err(5));
+        }
+        assert!(!state.enabled());
+        assert!(state.take(1 << 20).is_some(), "full: {full}");
+        assert!(state.begin_spill().is_none());
+    }
+}
+
+#[test]
 fn room_is_given_back_and_waited_for() {
     let state = state(1000, 1 << 20);
     let held: Vec<Held> = (0..16).map(|_| state.take(1 << 16).unwrap()).collect();
