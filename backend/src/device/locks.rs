@@ -103,6 +103,12 @@ pub(super) fn acquire(file: &File, usage: Use) -> Result<(), Refusal> {
     check(file, usage)
 }
 
+/// Takes the locks of a writer for as long as this description of the file is open, and tells whether nobody else has it. On a
+/// file system without locks nobody can be known to.
+pub(crate) fn lock_alone(file: &File) -> bool {
+    !matches!(acquire(file, Use::Write), Err(Refusal::Held { .. }))
+}
+
 /// Looks for locks of other descriptions that exclude `usage`.
 fn check(file: &File, usage: Use) -> Result<(), Refusal> {
     for permission in UNSHARED {

@@ -38,6 +38,7 @@ mod unflushed;
 pub use component::{Access, Cache, Component, Identity, Kind, Options};
 pub use error::OpenError;
 pub use fence::Patience;
+pub(crate) use locks::lock_alone;
 pub use limits::{Discard, DiscardMethod, Limits};
 pub use registry::Registry;
 pub use slots::Slots;

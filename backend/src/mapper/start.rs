@@ -1,11 +1,12 @@
 //! The devices of a table file, all at once.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use dm_table::{Diagnostic, TableFile};
 
 use crate::control::schema::Create;
+use crate::device::{self as component, Component, OpenError};
 use crate::disk::Disk;
 use crate::map::{Map, shared};
 
@@ -68,6 +69,16 @@ impl Mapper {
         warnings.retain(|warning| seen.insert(warning.clone()));
         warnings.extend(self.shared(None));
         Ok(warnings)
+    }
+
+    /// Opens a component before a table names it, and locks it for writing: the table that does so gets this opening.
+    ///
+    /// # Errors
+    /// It is not there, or somebody else has it.
+    pub fn hold(&self, path: &str) -> Result<Arc<Component>, OpenError> {
+        let options = component::Options { read_only: false, ..self.settings.components };
+        let mut components = self.components.lock().unwrap_or_else(PoisonError::into_inner);
+        components.0.open(path, None, &options)
     }
 
     pub(super) fn make_live(&self, minor: u32, table: Arc<Table>) -> Result<(), DmError> {

@@ -12,13 +12,14 @@ use clap::Args as ClapArgs;
 use dm_table::{Persistence, SnapshotMerge, TableFile, Target};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::hold::Held;
 use super::kept::{Head, Kept};
 use super::mark::{Base, Mark};
 use super::{OTHER_BASE, OverlayError, Store, base, belongs, one_line, size};
 use crate::args::{Cache, Log};
 use crate::check::human;
 use crate::control::schema::{Query, Which};
-use crate::device::{Component, Options, Patience, Registry};
+use crate::device::{Options, Patience, Registry};
 use crate::mapper::{Mapper, Settings};
 use crate::worker::pool::{Cpus, Pool};
 
@@ -83,21 +84,31 @@ pub struct Discard {
 /// Why not, for the user.
 pub fn commit(args: &Commit, file: &TableFile, name: &str, patience: Patience) -> Result<(), String> {
     crate::uring::probe().map_err(|error| format!("vhost-user-dm: {error}"))?;
-    let mut kept = Kept::open(&args.cow, true).map_err(|error| error.told())?;
-    if kept.head == Head::New {
-        log::info!("{}: nothing was written to the overlay, so there is nothing to merge", args.cow.display());
+    let looked = Kept::open(&args.cow, false).map_err(|error| error.told())?;
+    let nothing =
+        || log::info!("{}: nothing was written to the overlay, so there is nothing to merge", args.cow.display());
+    // What is to be locked must not be empty.
+    if looked.size == 0 {
+        nothing();
         return Ok(());
     }
     let split =
         base::split(file, name, args.device.as_deref(), false).map_err(|error| OverlayError::from(error).told())?;
-    base::changing(&split, Some(&kept.path), &super::FORCED.map(str::to_owned)).map_err(|error| error.told())?;
+    base::changing(&split, Some(&looked.path), &super::FORCED.map(str::to_owned)).map_err(|error| error.told())?;
     let settings = Settings {
         components: Options { read_only: false, cache: args.cache.into(), incoming: false },
         ..Settings::default()
     };
     let pool = Pool::new(0, Duration::ZERO, Cpus::default());
     let mapper = Mapper::new(settings, Registry::patient(patience), Arc::new(pool), None);
+    let held = Held::take(&args.cow, None, |path| mapper.hold(path)).map_err(|error| error.told())?;
+    let (_held, mut kept) = held;
+    if kept.is_empty() {
+        nothing();
+        return Ok(());
+    }
     let mut warnings = mapper.start(&split.file, name).map_err(|diagnostic| diagnostic.to_string())?;
+    // Both are ours from here on, so that what the overlay says of its base is so, and stays so.
     let disk = base::assembled(&mapper, &split).map_err(|error| error.told())?;
     belongs(&kept, &disk, &args.force, &mut warnings).map_err(|error| error.told())?;
     let (sectors, logical_block) = (split.sectors, disk.chain().map.limits().logical_block);
@@ -109,11 +120,10 @@ pub fn commit(args: &Commit, file: &TableFile, name: &str, patience: Patience) -
     for warning in warnings {
         log::warn!("{}", warning.trim_end());
     }
-    // Both are ours from here on, and nothing is written yet.
     let wrong = |what| move |source| OverlayError::System { path: args.cow.clone(), what, source }.told();
     let marks = kept.has_room_for_mark(sectors, chunk);
     if let Some(mark) = kept.mark.clone().filter(|mark| marks && !mark.committing) {
-        kept.set_mark(Some(&Mark { committing: true, ..mark })).map_err(wrong("cannot be marked"))?;
+        kept.set_mark(Mark { committing: true, ..mark }).map_err(wrong("cannot be marked"))?;
     }
     mapper.activate_all().map_err(|error| format!("vhost-user-dm: {error}"))?;
     let merged = watch(&mapper, &split.shown).map_err(|why| {
@@ -124,11 +134,11 @@ pub fn commit(args: &Commit, file: &TableFile, name: &str, patience: Patience) -
         )
     })?;
     mapper.retire_all();
-    let mark = marks.then(|| Mark { base: Base::look(&disk), committing: false });
+    let mark = marks.then(|| Mark::of(Base::look(&disk)));
     kept.clear().map_err(wrong("is merged, but cannot be emptied"))?;
     if let Some(mark) = mark {
         let size = kept.size.max(size::file(sectors, kept.chunk(sectors, logical_block)));
-        kept.renew(size, Some(&mark)).map_err(wrong("is merged and empty, but cannot be marked"))?;
+        kept.renew(size, mark).map_err(wrong("is merged and empty, but cannot be marked"))?;
     }
     log::info!("{}: {} are merged into the base; the overlay is empty", args.cow.display(), human(merged * 512));
     Ok(())
@@ -170,16 +180,17 @@ fn left(status: &str) -> Option<u64> {
 /// # Errors
 /// Why not, for the user.
 pub fn discard(args: &Discard, patience: Patience) -> Result<(), String> {
-    let kept = Kept::open(&args.cow, true).map_err(|error| error.told())?;
+    let kept = Kept::open(&args.cow, false).map_err(|error| error.told())?;
     if kept.head == Head::New && kept.mark.is_none() {
         let why = "is empty, and nothing says that it is an overlay";
         return Err(OverlayError::NotOne { path: args.cow.clone(), why }.told());
     }
-    // Whoever serves it has it locked.
-    let _held = hold(&kept, patience)?;
-    // A commit may have had it until now, and may have been killed.
-    let kept = Kept::open(&args.cow, true).map_err(|error| error.told())?;
-    if kept.mark.as_ref().is_some_and(|mark| mark.committing) && !args.force {
+    let options = Options { read_only: false, cache: crate::device::Cache::Buffered, incoming: false };
+    let mut registry = Registry::patient(patience);
+    // Whoever serves it, or merges it, has it locked.
+    let held = Held::take(&args.cow, None, |path| registry.open(path, None, &options)).map_err(|error| error.told())?;
+    let (_held, kept) = held;
+    if kept.mark.as_ref().is_some_and(|mark| mark.committing) && !kept.is_empty() && !args.force {
         return Err(OverlayError::HalfMerged(args.cow.clone()).told());
     }
     let allocated = human(kept.allocated());
@@ -187,15 +198,6 @@ pub fn discard(args: &Discard, patience: Patience) -> Result<(), String> {
     kept.discard().map_err(wrong)?;
     log::info!("{}: the overlay is gone, and {allocated} with it", args.cow.display());
     Ok(())
-}
-
-fn hold(kept: &Kept, patience: Patience) -> Result<Arc<Component>, String> {
-    let path = kept.path.to_string_lossy();
-    let options = Options { read_only: false, cache: crate::device::Cache::Buffered, incoming: false };
-    Registry::patient(patience).open(&path, None, &options).map_err(|error| {
-        let help = error.help().map(|help| format!("\n  = help: {help}")).unwrap_or_default();
-        format!("vhost-user-dm: {error}{help}")
-    })
 }
 
 #[cfg(test)]

@@ -19,10 +19,12 @@ use crate::inspect::{self, Assembled, Bytes as _};
 /// What a mark begins with; its length and its checksum follow, four bytes each.
 const MAGIC: &[u8; 16] = b"vhost-user-dm ov";
 const HEAD: usize = 24;
+/// Bytes of a place for a mark. There are two, so that the last one is there until the next is whole.
+const SLOT: usize = size::TRAILER as usize / 2;
 /// Bytes of each place that is looked at: file systems have their superblocks there, that of btrfs included.
 const PLACE: u64 = 128 << 10;
-/// Places that are looked at, for segments and for partitions.
-const MOST_PLACES: usize = 96;
+/// Places that are looked at: so many that a mark can say them all.
+const MOST_PLACES: usize = 192;
 
 /// A base as it was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +42,9 @@ pub struct Base {
 pub struct Mark {
     /// The base.
     pub base: Base,
+    /// How many were written before it: of two the later one counts.
+    #[serde(default)]
+    pub(super) number: u64,
     /// The overlay is being merged into it: the base is neither what it was nor what it will be, and only with the overlay
     /// over it a whole disk.
     #[serde(default)]
@@ -106,6 +111,11 @@ fn digest(disk: &Assembled, ranges: &[(u64, u64)]) -> io::Result<String> {
 }
 
 impl Mark {
+    /// Of a base as it is.
+    pub fn of(base: Base) -> Mark {
+        Mark { base, number: 0, committing: false }
+    }
+
     /// The mark of a file or device of `size` bytes, if it has one that is whole.
     ///
     /// # Errors
@@ -114,7 +124,7 @@ impl Mark {
         let Some(at) = size::trailer(size) else { return Ok(None) };
         let mut bytes = vec![0; size::TRAILER as usize];
         file.read_exact_at(&mut bytes, at)?;
-        Ok(Mark::parse(&bytes))
+        Ok(bytes.chunks(SLOT).filter_map(Mark::parse).max_by_key(|mark| mark.number))
     }
 
     fn parse(bytes: &[u8]) -> Option<Mark> {
@@ -124,31 +134,28 @@ impl Mark {
         (crc32fast::hash(text) == number(4)?).then(|| serde_json::from_slice(text).ok())?
     }
 
-    /// Writes it, durably. `None`: there is to be none.
+    /// Writes it, durably. Where it is torn the one before it is there still.
     ///
     /// # Errors
-    /// The system's.
-    pub fn write(mark: Option<&Mark>, file: &File, size: u64) -> io::Result<()> {
+    /// The system's, or it has no place.
+    pub fn write(&mut self, file: &File, size: u64) -> io::Result<()> {
         let Some(at) = size::trailer(size) else { return Err(io::ErrorKind::InvalidInput.into()) };
-        let mut bytes = vec![0; size::TRAILER as usize];
-        if let Some(mark) = mark {
-            let text = mark.text()?;
-            bytes[..MAGIC.len()].copy_from_slice(MAGIC);
-            bytes[16..20].copy_from_slice(&(text.len() as u32).to_le_bytes());
-            bytes[20..HEAD].copy_from_slice(&crc32fast::hash(&text).to_le_bytes());
-            bytes[HEAD..HEAD + text.len()].copy_from_slice(&text);
-        }
-        file.write_all_at(&bytes, at)?;
+        self.number = Mark::read(file, size)?.map_or(0, |last| last.number.saturating_add(1));
+        let at = at + self.number % 2 * SLOT as u64;
+        file.write_all_at(&self.bytes()?, at)?;
         file.sync_all()
     }
 
-    /// JSON that fits; of a long list of ranges the first.
-    fn text(&self) -> io::Result<Vec<u8>> {
+    /// A slot with JSON.
+    fn bytes(&self) -> io::Result<Vec<u8>> {
         let text = serde_json::to_vec(self)?;
-        if HEAD + text.len() > size::TRAILER as usize {
+        if HEAD + text.len() > SLOT {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "what is to be said of the base is too long"));
         }
-        Ok(text)
+        let (len, sum) = ((text.len() as u32).to_le_bytes(), crc32fast::hash(&text).to_le_bytes());
+        let mut bytes = [MAGIC, &len[..], &sum, &text].concat();
+        bytes.resize(SLOT, 0);
+        Ok(bytes)
     }
 }
 
@@ -158,7 +165,8 @@ mod tests {
 
     fn mark(ranges: usize) -> Mark {
         let ranges = (0..ranges as u64).map(|n| (u64::MAX - n, PLACE)).collect();
-        Mark { base: Base { sectors: u64::MAX, ranges, sha256: "f".repeat(64) }, committing: true }
+        let base = Base { sectors: u64::MAX, ranges, sha256: "f".repeat(64) };
+        Mark { committing: true, ..Mark::of(base) }
     }
 
     #[test]
@@ -168,23 +176,45 @@ mod tests {
         file.set_len(size).unwrap();
         assert_eq!(Mark::read(&file, size).unwrap(), None);
         // As many places as are ever looked at.
-        let mark = mark(2 * MOST_PLACES + 2);
-        Mark::write(Some(&mark), &file, size).unwrap();
+        let mut mark = mark(MOST_PLACES);
+        mark.write(&file, size).unwrap();
         assert_eq!(Mark::read(&file, size).unwrap(), Some(mark));
         assert_eq!(Mark::read(&file, size - 4096).unwrap(), None);
-        Mark::write(None, &file, size).unwrap();
-        assert_eq!(Mark::read(&file, size).unwrap(), None);
+    }
+
+    /// Whatever part of a mark is written, there is the one before or the new one.
+    #[test]
+    fn a_mark_that_is_torn_leaves_the_one_before() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size::TRAILER).unwrap();
+        let read = || Mark::read(&file, size::TRAILER).unwrap().unwrap();
+        let image = || {
+            let mut bytes = vec![0; size::TRAILER as usize];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        mark(1).write(&file, size::TRAILER).unwrap();
+        for ranges in 2..6 {
+            let (before, old) = (image(), read());
+            mark(ranges).write(&file, size::TRAILER).unwrap();
+            let (after, new) = (image(), read());
+            assert_eq!(new.base, mark(ranges).base);
+            for sector in 0..before.len() / 512 {
+                for (first, second) in [(&before, &after), (&after, &before)] {
+                    let torn = [&first[..sector * 512], &second[sector * 512..]].concat();
+                    file.write_all_at(&torn, 0).unwrap();
+                    assert!([&old, &new].contains(&&read()), "torn at sector {sector}");
+                }
+            }
+            file.write_all_at(&after, 0).unwrap();
+        }
     }
 
     #[test]
     fn a_damaged_mark_is_none() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(size::TRAILER).unwrap();
-        Mark::write(Some(&mark(3)), &file, size::TRAILER).unwrap();
-        let mut bytes = vec![0; size::TRAILER as usize];
-        file.read_exact_at(&mut bytes, 0).unwrap();
+        let bytes = mark(3).bytes().unwrap();
         assert!(Mark::parse(&bytes).is_some());
-        let end = HEAD + mark(3).text().unwrap().len();
+        let end = HEAD + serde_json::to_vec(&mark(3)).unwrap().len();
         for at in 0..end {
             let mut wrong = bytes.clone();
             wrong[at] ^= 1;
@@ -192,7 +222,8 @@ mod tests {
         }
         assert_eq!(Mark::parse(&bytes[..end - 1]), None);
         assert_eq!(Mark::parse(&[]), None);
-        bytes[16..20].fill(0xff);
-        assert_eq!(Mark::parse(&bytes), None);
+        let mut long = bytes;
+        long[16..20].fill(0xff);
+        assert_eq!(Mark::parse(&long), None);
     }
 }

@@ -7,6 +7,7 @@
 
 mod base;
 mod commit;
+mod hold;
 mod kept;
 mod mark;
 mod size;
@@ -22,10 +23,12 @@ use dm_table::{DevRef, Device, Line, Persistence, Sectors, Snapshot, Source, Spa
 pub use commit::{Commit, Discard, commit, discard};
 
 use crate::check::human;
+use crate::device::OpenError;
 use crate::inspect::Assembled;
 use crate::mapper::Mapper;
 use crate::place::PlaceError;
 use base::Split;
+use hold::Held;
 use kept::{Head, Kept};
 use mark::{Base, Mark};
 
@@ -68,6 +71,9 @@ pub enum OverlayError {
         /// Why not.
         source: io::Error,
     },
+    /// It cannot be had for writing.
+    #[error("{0}")]
+    Open(OpenError),
     /// Something else lies there.
     #[error("{}: {why}", path.display())]
     NotOne {
@@ -118,6 +124,9 @@ pub enum OverlayError {
     /// A guest that comes brings what it has written.
     #[error("{}: there is no such overlay; with --incoming it must be there: the one that the guest has written to so far", .0.display())]
     NotThere(PathBuf),
+    /// What it has would be read before the guest has written its last.
+    #[error("{}: the source of the migration writes to the overlay until the guest arrives, and it is not read anew then", .0.display())]
+    Incoming(PathBuf),
     /// The base cannot be read.
     #[error("the base cannot be read: {0}")]
     Unreadable(io::Error),
@@ -133,6 +142,8 @@ impl OverlayError {
     /// What would work.
     pub fn help(&self) -> Option<String> {
         match self {
+            OverlayError::Open(error) => error.help(),
+            OverlayError::Incoming(_) => Some("serve it without --incoming when the source has ended".into()),
             OverlayError::Invalid(path) => {
                 Some(format!("`vhost-user-dm discard {}` removes it, with what was written", path.display()))
             }
@@ -176,21 +187,13 @@ pub struct Wanted<'a> {
 pub struct Overlaid {
     // Its path leads to it as long as it is open.
     _temporary: Option<File>,
-    made: Option<PathBuf>,
+    held: Option<Held>,
 }
 
 impl Overlaid {
     /// It may have been written to.
     pub fn served(&mut self) {
-        self.made = None;
-    }
-}
-
-impl Drop for Overlaid {
-    fn drop(&mut self) {
-        if let Some(path) = &self.made {
-            let _ = std::fs::remove_file(path);
-        }
+        self.held.iter_mut().for_each(Held::keep);
     }
 }
 
@@ -216,7 +219,7 @@ pub fn start(
     let logical_block = disk.chain().map.limits().logical_block;
     let store = match at {
         None => temporary(split.sectors, logical_block),
-        Some(path) => keep(path, &disk, wanted, &mut warnings),
+        Some(path) => keep(mapper, path, &disk, wanted, &mut warnings),
     };
     let (store, overlaid) = store.map_err(|error| error.told())?;
     drop(disk);
@@ -245,57 +248,55 @@ fn temporary(sectors: u64, logical_block: u32) -> Result<(Store, Overlaid), Over
     file.set_len(size::file(sectors, chunk)).map_err(wrong("cannot have the size that it needs"))?;
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok((Store { path, chunk, persistence: Persistence::None }, Overlaid { _temporary: Some(file), made: None }))
+    Ok((Store { path, chunk, persistence: Persistence::None }, Overlaid { _temporary: Some(file), held: None }))
 }
 
-/// Opens or makes what an overlay is kept in, and sees whether it belongs here.
+/// Takes or makes what an overlay is kept in, and sees whether it belongs here.
 fn keep(
+    mapper: &Mapper,
     path: &Path,
     disk: &Assembled,
     wanted: &Wanted<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<(Store, Overlaid), OverlayError> {
+    if wanted.incoming {
+        let there = path.exists();
+        return Err(if there { OverlayError::Incoming(path.into()) } else { OverlayError::NotThere(path.into()) });
+    }
     let sectors = disk.size() / dm_table::SECTOR_SIZE;
     let logical_block = disk.chain().map.limits().logical_block;
-    let mut overlaid = Overlaid::default();
-    let kept = match Kept::open(path, !wanted.incoming) {
-        Err(OverlayError::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            if wanted.incoming {
-                return Err(OverlayError::NotThere(path.to_owned()));
-            }
-            let made = Kept::create(path, sectors, logical_block, &Mark { base: Base::look(disk), committing: false })?;
-            log::info!("{}: a new overlay; it grows to {} at most", path.display(), human(made.size));
-            overlaid.made = Some(made.path.clone());
-            made
-        }
-        Err(error) => return Err(error),
-        Ok(mut kept) => {
-            belongs(&kept, disk, wanted.force, warnings)?;
-            let renews = kept.head == Head::New && kept.mark.is_none() && !wanted.incoming;
-            let chunk = kept.chunk(sectors, logical_block);
-            let size = kept.size.max(size::file(sectors, chunk));
-            if renews && (!kept.is_block() || kept.has_room_for_mark(sectors, chunk)) {
-                let mark = Mark { base: Base::look(disk), committing: false };
-                let wrong = |source| OverlayError::System { path: path.to_owned(), what: "cannot be marked", source };
-                kept.renew(size, Some(&mark)).map_err(wrong)?;
-            }
-            kept
-        }
-    };
+    let size = size::file(sectors, size::chunk(sectors, logical_block));
+    let (held, mut kept) = Held::take(path, Some(size), |path| mapper.hold(path))?;
+    belongs(&kept, disk, wanted.force, warnings)?;
     let chunk = kept.chunk(sectors, logical_block);
-    if kept.may_overflow(sectors, chunk) {
-        warnings.push(format!(
+    if kept.is_empty() {
+        let wrong = |what| move |source| OverlayError::System { path: path.to_owned(), what, source };
+        if kept.head == Head::Emptied {
+            kept.clear().map_err(wrong("cannot be emptied"))?;
+        }
+        if !kept.is_block() || kept.has_room_for_mark(sectors, chunk) {
+            kept.renew(kept.size.max(size), Mark::of(Base::look(disk))).map_err(wrong("cannot be marked"))?;
+        }
+    }
+    if held.is_made() {
+        log::info!("{}: a new overlay; it grows to {} at most", path.display(), human(kept.size));
+    }
+    warnings.extend(overflow(&kept, sectors, chunk));
+    let path = kept.path.to_string_lossy().into_owned();
+    let overlaid = Overlaid { _temporary: None, held: Some(held) };
+    Ok((Store { path, chunk, persistence: Persistence::Persistent }, overlaid))
+}
+
+/// What is to be said of an overlay that has not room for all.
+fn overflow(kept: &Kept, sectors: u64, chunk: u64) -> Option<String> {
+    kept.may_overflow(sectors, chunk).then(|| {
+        format!(
             "{}: the overlay has {}, and all that a guest may write needs {}; if it gets full it is lost",
-            path.display(),
+            kept.path.display(),
             human(kept.size),
             human(size::store(sectors, chunk))
-        ));
-    }
-    let path = kept.path.to_str().map(str::to_owned).ok_or_else(|| OverlayError::NotOne {
-        path: path.to_owned(),
-        why: "is no UTF-8, and a table cannot name it",
-    })?;
-    Ok((Store { path, chunk, persistence: Persistence::Persistent }, overlaid))
+        )
+    })
 }
 
 /// Whether an overlay was made over this disk, as far as that can be known.
@@ -303,15 +304,16 @@ fn belongs(kept: &Kept, disk: &Assembled, force: &[String], warnings: &mut Vec<S
     if let Head::Store { valid: false, .. } = kept.head {
         return Err(OverlayError::Invalid(kept.path.clone()));
     }
-    let why = match (&kept.mark, kept.head) {
-        (None, Head::New) => None,
-        (None, Head::Store { .. }) => {
+    let why = match &kept.mark {
+        // What is empty belongs wherever it is put.
+        _ if kept.is_empty() => None,
+        None => {
             warnings.push(format!("{}: the overlay does not say which disk it was made over", kept.path.display()));
             None
         }
         // The base changes while it is merged into.
-        (Some(mark), _) if mark.committing => mark.base.size_differs(disk),
-        (Some(mark), _) => mark.base.differs(disk),
+        Some(mark) if mark.committing => mark.base.size_differs(disk),
+        Some(mark) => mark.base.differs(disk),
     };
     match why {
         None => Ok(()),

@@ -2,6 +2,7 @@
 
 mod commit;
 mod host;
+mod own;
 mod refusals;
 
 use std::fs;
