@@ -41,9 +41,7 @@ impl Drop for Lives {
             calm(chain);
         }
         // The worker ends when they have.
-        if let Ok(Some(worker)) = self.worker.lock().as_deref() {
-            let _ = worker.wake();
-        }
+        self.hurry();
     }
 }
 
@@ -165,12 +163,18 @@ impl Lives {
         running.insert(minor, Running { chain, answers });
     }
 
+    /// Targets have been told something that is to be heeded at once: requests may wait for what they do beside requests, and
+    /// that for no other reason than time.
+    pub fn hurry(&self) {
+        if let Ok(Some(worker)) = self.worker.lock().as_deref() {
+            let _ = worker.wake();
+        }
+    }
+
     /// Waits until targets do nothing beside requests. They must have been told to (`presuspend`, `postsuspend`).
     pub fn rest(&self, minor: u32) {
         let Some(Running { answers, .. }) = self.running().remove(&minor) else { return };
-        if let Ok(worker) = self.worker() {
-            let _ = worker.wake();
-        }
+        self.hurry();
         for answer in answers {
             let _ = answer.wait();
         }

@@ -101,6 +101,7 @@ impl Mapper {
             claimed.clone().for_each(|device| device.disk.chain().map.own_targets().for_each(|t| t.presuspend()));
             claimed.filter_map(|device| device.session()).collect()
         };
+        self.lives.hurry();
         let sessions: Vec<&Session> = sessions.iter().map(Arc::as_ref).collect();
         let name = self.devices().get(minor)?.name.clone();
         quiesce::quiesce(&sessions, &Relay { caller, name }).map_err(|quiesce::TakenBack| {

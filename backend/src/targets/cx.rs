@@ -4,8 +4,7 @@
 //! what it waits for has come, or the worker has a reason to ask all of them (a suspend).
 
 use std::cell::RefCell;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -48,6 +47,9 @@ struct Join {
     began: u64,
 }
 
+/// When a task is to be woken, and a number, as it may wait twice for the same time.
+type Timer = (u64, u64);
+
 /// What the tasks of a worker share.
 #[derive(Default)]
 pub(crate) struct Inner {
@@ -56,7 +58,8 @@ pub(crate) struct Inner {
     pub starts: Vec<Start>,
     /// Tasks that have something to do.
     pub ready: Vec<u32>,
-    timers: BinaryHeap<Reverse<(u64, u32)>>,
+    timers: BTreeMap<Timer, u32>,
+    timers_begun: u64,
     /// Nanoseconds of the engine's clock.
     pub now: u64,
     /// Queues that are being stopped.
@@ -101,18 +104,14 @@ impl Inner {
 
     /// When the next task is to be woken.
     pub fn next_timer(&self) -> Option<u64> {
-        self.timers.peek().map(|Reverse((due, _))| *due)
+        self.timers.first_key_value().map(|((due, _), _)| *due)
     }
 
     /// Wakes those whose time has come.
     pub fn fire(&mut self, now: u64) {
         self.now = now;
-        while let Some(Reverse((due, task))) = self.timers.peek().copied() {
-            if due > now {
-                return;
-            }
-            self.timers.pop();
-            self.ready.push(task);
+        while let Some(first) = self.timers.first_entry().filter(|first| first.key().0 <= now) {
+            self.ready.push(first.remove());
         }
     }
 
@@ -136,6 +135,7 @@ impl Inner {
     pub fn check_idle(&self) {
         assert!(self.starts.is_empty(), "operations that were never begun");
         assert_eq!(self.free.len(), self.joins.len(), "operations of tasks that were never waited for to their end");
+        assert!(self.timers.is_empty(), "timers that nobody waits for");
         self.pool.check_idle();
     }
 }
@@ -162,7 +162,7 @@ impl Cx {
 
     /// Comes back at `due` on that clock, or earlier when there may be another reason to look.
     pub async fn nap(&self, due: u64) {
-        Nap { cx: self, due: Some(due) }.await;
+        Nap { cx: self, due, timer: None }.await;
     }
 
     /// Does an operation of `len` sectors at sector `at` of what a target lies on, with data where there is some. Ends when
@@ -318,17 +318,33 @@ impl Future for Joined<'_> {
 
 struct Nap<'a> {
     cx: &'a Cx,
-    // None once it has begun.
-    due: Option<u64>,
+    due: u64,
+    // Once it has begun.
+    timer: Option<Timer>,
 }
 
 impl Future for Nap<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        let Some(due) = self.due.take() else { return Poll::Ready(()) };
-        let task = self.cx.task;
-        self.cx.local.0.borrow_mut().timers.push(Reverse((due, task)));
+        if self.timer.is_some() {
+            return Poll::Ready(());
+        }
+        let mut inner = self.cx.local.0.borrow_mut();
+        let timer = (self.due, inner.timers_begun);
+        inner.timers_begun += 1;
+        inner.timers.insert(timer, self.cx.task);
+        drop(inner);
+        self.timer = Some(timer);
         Poll::Pending
+    }
+}
+
+impl Drop for Nap<'_> {
+    fn drop(&mut self) {
+        // What was to be waited for may have come hours before its time.
+        if let (Some(timer), Ok(mut inner)) = (self.timer, self.cx.local.0.try_borrow_mut()) {
+            inner.timers.remove(&timer);
+        }
     }
 }
