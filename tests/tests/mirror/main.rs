@@ -286,6 +286,32 @@ fn the_guest_does_not_notice_a_leg_that_fails() {
 }
 
 #[test]
+fn a_leg_lacks_the_regions_that_it_could_not_write_and_no_others() {
+    let ground = Ground::new(2);
+    let leg = ground.leg(1).display().to_string();
+    files::component(&ground.leg(1), &bytes(&ground.leg(0)));
+    let tables = format!(
+        "b,,,,0 100 linear {leg} 0,100 3 error,103 3993 linear {leg} 103;\
+         x,,,,0 {SECTORS} mirror core 2 8 nosync 2 {} 0 /dev/mapper/b 0",
+        ground.leg(0).display()
+    );
+    let mut served = Controlled::start(&tables, &[]);
+    let mut vmm = served.vmm("x", &Setup::default());
+    let data = vec![7; 110 * SECTOR];
+    // The second write meets a region that is out of sync already.
+    for at in [3, 50] {
+        vmm.write(0, at, &data).unwrap();
+        assert!(status(&served, "x").contains(" 511/512 1 AD 1 core"), "{}", status(&served, "x"));
+    }
+    drop(vmm);
+    served.stop();
+    let (first, second) = (bytes(&ground.leg(0)), bytes(&ground.leg(1)));
+    // Sectors 96 to 104 are the region that the second leg has given up.
+    assert!(first[..96 * SECTOR] == second[..96 * SECTOR]);
+    assert!(first[104 * SECTOR..] == second[104 * SECTOR..]);
+}
+
+#[test]
 fn without_a_log_to_tell_of_it_a_write_that_the_first_leg_lacks_fails() {
     let ground = Ground::new(2);
     let tables = format!(

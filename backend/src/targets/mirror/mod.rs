@@ -33,7 +33,7 @@ use std::task::Poll;
 
 use event_listener::Event;
 
-use super::{Cx, Io, LONGEST, Refused, Shared, Target};
+use super::{Cx, Io, LONGEST, Lease, Refused, Shared, Target};
 use crate::event::Events;
 use crate::guest::HostSlice;
 use crate::map::{DevIx, Leg};
@@ -272,18 +272,20 @@ impl Mirror {
         data: Vec<HostSlice>,
     ) -> Result<(), i32> {
         self.store(cx, ticket.mark).await?;
-        let outcome = if let Action::Write { .. } = action {
-            let bytes = data.iter().map(HostSlice::len).sum();
-            let lease = cx.buffer(bytes).await?;
-            let mut at = 0;
-            for slice in &data {
-                at += lease.slice().part(at, slice.len()).copy_from(slice);
-            }
-            // It goes back before the log may need one.
-            self.each(cx, ticket.legs, action, range, &[lease.slice().part(0, bytes)]).await
-        } else {
-            self.each(cx, ticket.legs, action, range, &[]).await
+        let lease = match action {
+            Action::Write { .. } => Some(cx.buffer(data.iter().map(HostSlice::len).sum()).await?),
+            _ => None,
         };
+        let mut copied = 0;
+        for (lease, slice) in lease.iter().flat_map(|lease| data.iter().map(move |slice| (lease, slice))) {
+            copied += lease.slice().part(copied, slice.len()).copy_from(slice);
+        }
+        let data = |part: &Range<u64>| {
+            let bytes = |sectors: u64| (sectors * dm_table::SECTOR_SIZE) as usize;
+            let place = |lease: &Lease| lease.slice().part(bytes(part.start - range.start), bytes(part.end - part.start));
+            Vec::from_iter(lease.as_ref().map(place))
+        };
+        let outcome = self.each(cx, ticket.legs, action, range, &data(range)).await;
         if outcome.failed.is_empty() {
             return Ok(());
         }
@@ -291,11 +293,29 @@ impl Mirror {
             // Not the leg's fault: not every device can, or all of it.
             if !outcome.done.is_empty() {
                 let _held = self.state.log.lock().await;
-                self.regions().differs(ticket);
+                self.regions().differs(range);
             }
             return Err(outcome.errno);
         }
-        self.settle(cx, Some(ticket), outcome, Failure::Write).await
+        outcome.failed.iter().for_each(|leg| self.state.fail(leg, Failure::Write, outcome.errno));
+        let mut parts = self.state.setup.geometry.parts(range).peekable();
+        let mut failures = Vec::new();
+        // A leg that cannot write one sector of many has the other regions, and must not be taken for one that lacks them.
+        while let Some(part) = parts.next_if(|part| part != range) {
+            let again = self.each(cx, outcome.failed, action, &part, &data(&part)).await;
+            if !again.failed.is_empty() {
+                let done = outcome.done.or(again.done);
+                failures.push((part, Outcome { done, ..again }));
+            }
+        }
+        failures.extend(parts.next().map(|part| (part, outcome)));
+        // It goes back before the log may need one.
+        drop(lease);
+        let mut ended = Ok(());
+        for (part, outcome) in failures {
+            ended = ended.and(self.settle(cx, Some(&part), outcome, Failure::Write).await);
+        }
+        ended
     }
 
     /// Flushes all legs; whether all of them did it.
@@ -311,14 +331,14 @@ impl Mirror {
     }
 
     /// Some legs have failed: whether those that have not are enough, now and after a crash.
-    async fn settle(&self, cx: &Cx, ticket: Option<&Ticket>, outcome: Outcome, failure: Failure) -> Result<(), i32> {
+    async fn settle(&self, cx: &Cx, written: Option<&Range<u64>>, outcome: Outcome, failure: Failure) -> Result<(), i32> {
         let Outcome { done, failed, errno } = outcome;
         failed.iter().for_each(|leg| self.state.fail(leg, failure, errno));
         let _held = self.state.log.lock().await;
         let heir = {
             let mut regions = self.regions();
-            match ticket {
-                Some(ticket) => regions.differs(ticket),
+            match written {
+                Some(range) => regions.differs(range),
                 None => regions.unflushed(),
             }
             let heir = regions.heir(done).ok_or(errno)?;

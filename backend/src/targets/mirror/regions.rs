@@ -57,6 +57,11 @@ impl Legs {
         Legs(self.0 & other.0)
     }
 
+    /// Those that are in one of them.
+    pub fn or(self, other: Legs) -> Legs {
+        Legs(self.0 | other.0)
+    }
+
     /// Those that are not in the other.
     pub fn without(self, other: Legs) -> Legs {
         Legs(self.0 & !other.0)
@@ -124,6 +129,15 @@ impl Geometry {
 
     fn of(&self, range: &Range<u64>) -> Range<u64> {
         range.start / self.region..range.end.div_ceil(self.region)
+    }
+
+    /// What a range has of each of its regions.
+    pub fn parts(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+        let (range, whole) = (range.clone(), *self);
+        whole.of(&range).map(move |region| {
+            let sectors = whole.sectors(region);
+            sectors.start.max(range.start)..sectors.end.min(range.end)
+        })
     }
 
     /// Sectors of a region; the last may be short.
@@ -299,8 +313,8 @@ impl Regions {
     }
 
     /// The legs have different data where a write has failed on some.
-    pub fn differs(&mut self, ticket: &Ticket) {
-        for region in self.geometry.of(&ticket.range) {
+    pub fn differs(&mut self, range: &Range<u64>) {
+        for region in self.geometry.of(range) {
             self.lose(region);
         }
     }

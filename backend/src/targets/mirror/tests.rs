@@ -51,6 +51,14 @@ fn the_last_region_may_be_short() {
 }
 
 #[test]
+fn a_range_has_parts_of_its_first_and_last_region() {
+    let parts = |range| regions(Begin::Clean, false).geometry.parts(&range).collect::<Vec<_>>();
+    assert_eq!(parts(3..5), [3..5]);
+    assert_eq!(parts(15..49), [15..16, 16..32, 32..48, 48..49]);
+    assert_eq!(parts(96..125), [96..112, 112..125]);
+}
+
+#[test]
 fn a_write_waits_for_the_log_to_say_that_its_regions_are_dirty() {
     let mut regions = regions(Begin::Clean, true);
     // The end of region 1 and the beginning of region 2.
@@ -128,7 +136,7 @@ fn a_write_that_fails_on_a_leg_spoils_the_copy_of_its_region() {
     let mut regions = regions(Begin::Dirty, true);
     assert_eq!(regions.recover(), Some(0));
     let ticket = regions.write(0..8).unwrap();
-    regions.differs(&ticket);
+    regions.differs(&(0..8));
     regions.written(&ticket);
     assert!(!regions.recovered(0, true));
     assert_eq!(regions.in_sync(), 0);
@@ -153,8 +161,7 @@ fn another_leg_is_heir_only_where_a_log_tells_of_it_and_it_has_everything() {
     assert_eq!(logged.heir(one), Some(1));
     logged.settle(1, Legs::one(0));
     assert_eq!((logged.source(), logged.all_fit()), (1, false));
-    let ticket = logged.write(0..8).unwrap();
-    logged.differs(&ticket);
+    logged.differs(&(0..8));
     assert_eq!(read_from(&mut logged, 0..8, Legs::default()), Some(1));
     assert_eq!(logged.heir(Legs::one(0)), None, "it lacks what was acknowledged");
     assert_eq!(logged.sources(), [1]);
