@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use clap::Args as ClapArgs;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::image::Opened;
+use super::replay::Plan;
 use super::{At, Flags, Log, Points, Replay as What, ReplayError, Until};
 use crate::args;
 use crate::device::{Cache, Component, Kind, Options, Registry};
@@ -75,7 +76,7 @@ pub fn replay(args: &Replay) -> Result<(), String> {
     let what = What { from: args.from.clone(), until: args.until.clone(), no_discard: args.no_discard };
     let Some(path) = &args.to else {
         let listed = if args.list { list(&what, &log) } else { summary(&log) };
-        return listed.map_err(|error| at_log(&error)).and_then(|text| say(&text));
+        return listed.map_err(|error| at_log(&error));
     };
     let image = opened(path)?;
     if same(&file, &image.file()).map_err(|error| at_log(&error))? {
@@ -107,7 +108,9 @@ fn last(points: &Points) -> String {
 
 /// A log, and its size in bytes. It is read without locks: what it counts is there, and stays while a disk is served with it.
 fn source(path: &Path) -> Result<(File, u64), String> {
-    let opened = File::open(path).and_then(|file| {
+    // A pipe is not to be waited for.
+    let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let opened = OpenOptions::new().read(true).custom_flags(nonblock).open(path).and_then(|file| {
         let kind = file.metadata()?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::other("neither a file nor a block device"));
@@ -144,25 +147,54 @@ fn size(component: &Component) -> u64 {
     }
 }
 
-fn summary(log: &Log<'_>) -> Result<String, ReplayError> {
-    let mut points = Points::default();
-    let mut marks = String::new();
-    for entry in log.entries() {
-        let entry = entry?;
-        points.pass(log, &entry)?;
-        if entry.header.flags.has(Flags::MARK) {
-            // Writing to a String cannot fail.
-            let _ = writeln!(marks, "mark {} at entry {}", points.mark, entry.number);
-        }
+/// Text that is long: most of it is printed before all of it is there.
+#[derive(Default)]
+struct Long(String);
+
+impl Long {
+    fn line(&mut self, line: std::fmt::Arguments<'_>) -> Result<(), ReplayError> {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.0, "{line}");
+        if self.0.len() > 1 << 16 { self.end() } else { Ok(()) }
     }
-    let (block, entries, flushes) = (log.head.block, log.head.entries, points.flushes);
-    Ok(format!("Log version=1, sectorsize={block}, entries={entries}\n{flushes} flushes\n{marks}"))
+
+    fn end(&mut self) -> Result<(), ReplayError> {
+        say(&std::mem::take(&mut self.0)).map_err(ReplayError::Stopped)
+    }
 }
 
-fn list(what: &What, log: &Log<'_>) -> Result<String, ReplayError> {
-    let plan = what.plan(log, u64::MAX)?;
+fn summary(log: &Log<'_>) -> Result<(), ReplayError> {
     let mut points = Points::default();
-    let mut text = String::new();
+    for entry in log.entries() {
+        points.pass(log, &entry?)?;
+    }
+    let (block, entries, flushes) = (log.head.block, log.head.entries, points.flushes);
+    let mut text = Long::default();
+    text.line(format_args!("Log version=1, sectorsize={block}, entries={entries}\n{flushes} flushes"))?;
+    for entry in log.entries() {
+        let entry = entry?;
+        if entry.header.flags.has(Flags::MARK) {
+            points.pass(log, &entry)?;
+            text.line(format_args!("mark {} at entry {}", points.mark, entry.number))?;
+        }
+    }
+    text.end()
+}
+
+fn list(what: &What, log: &Log<'_>) -> Result<(), ReplayError> {
+    let plan = match what.plan(log, u64::MAX) {
+        // What is before the fault tells how it came to it.
+        Err(ReplayError::Log(_)) if what.from.is_none() => Plan { entries: u64::MAX, ..Plan::default() },
+        plan => plan?,
+    };
+    let mut text = Long::default();
+    let listed = list_planned(&plan, log, &mut text);
+    text.end()?;
+    listed
+}
+
+fn list_planned(plan: &Plan, log: &Log<'_>, text: &mut Long) -> Result<(), ReplayError> {
+    let mut points = Points::default();
     for entry in log.entries() {
         if points.entries >= plan.skip.saturating_add(plan.entries) {
             break;
@@ -175,18 +207,10 @@ fn list(what: &What, log: &Log<'_>) -> Result<String, ReplayError> {
         let (place, flags) = (entry.data() / u64::from(log.head.block), entry.header.flags);
         let size = entry.range().1;
         let mark = if flags.has(Flags::MARK) { format!(" {}", points.mark) } else { String::new() };
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{}@{place}: sector {}, size {size}, flags {flags}{mark}",
-            entry.number, entry.header.sector
-        );
-        if text.len() > 1 << 16 {
-            say(&text).map_err(ReplayError::Stopped)?;
-            text.clear();
-        }
+        let (number, sector) = (entry.number, entry.header.sector);
+        text.line(format_args!("{number}@{place}: sector {sector}, size {size}, flags {flags}{mark}"))?;
     }
-    Ok(text)
+    Ok(())
 }
 
 struct Run<'a> {
@@ -202,7 +226,7 @@ impl Run<'_> {
         let mut to = Opened { file: &file, size: size(image) };
         let plan = self.what.plan(self.log, to.size)?;
         if self.args.list {
-            say(&list(self.what, self.log)?).map_err(ReplayError::Stopped)?;
+            list(self.what, self.log)?;
         }
         let bar = ProgressBar::new(plan.entries);
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} entries {msg} {eta}");
@@ -233,7 +257,7 @@ impl Run<'_> {
             None => Ok(self.path),
         };
         let looked_at =
-            looked_at.map_err(|error| format!("{place}: the image cannot be copied for {command:?}: {error}"))?;
+            looked_at.map_err(|error| format!("{place}: the image cannot be copied for {command:?} to {error}"))?;
         let status = Command::new("sh")
             .args(["-c", command])
             .env("IMAGE", looked_at)
@@ -244,20 +268,38 @@ impl Run<'_> {
             .map_err(|error| format!("{place}: {command:?} cannot be run: {error}"))?;
         if !status.success() {
             let left = looked_at.display();
-            return Err(format!("{place}: {command:?} failed ({status}); what it looked at is {left}"));
+            let device = image.metadata().is_ok_and(|image| image.file_type().is_block_device());
+            let help = if device && self.args.scratch.is_none() {
+                "\n  = help: the replay has this device for itself: --scratch=FILE is for commands that mount or mend it"
+            } else {
+                ""
+            };
+            return Err(format!("{place}: {command:?} failed ({status}); what it looked at is {left}{help}"));
         }
-        if let Some(scratch) = &self.args.scratch {
-            fs::remove_file(scratch).map_err(|error| format!("{}: cannot be removed: {error}", scratch.display()))?;
+        let removed = self.args.scratch.as_ref().map(|scratch| (scratch, fs::remove_file(scratch)));
+        match removed {
+            Some((scratch, Err(error))) if error.kind() != io::ErrorKind::NotFound => {
+                Err(format!("{}: cannot be removed: {error}", scratch.display()))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
-/// A copy that shares the original's blocks where the file system can.
-fn copy(image: &File, scratch: &Path) -> io::Result<()> {
+/// A copy that is whole, or not there.
+fn copy(image: &File, scratch: &Path) -> Result<(), String> {
+    let wrong = |error: io::Error| format!("{}: {error}", scratch.display());
+    let made = OpenOptions::new().write(true).create_new(true).open(scratch).map_err(wrong)?;
+    copy_to(image, &made).map_err(|error| {
+        let _ = fs::remove_file(scratch);
+        wrong(error)
+    })
+}
+
+/// Shares the original's blocks where the file system can.
+fn copy_to(image: &File, made: &File) -> io::Result<()> {
     use rustix::fs::SeekFrom;
-    let made = OpenOptions::new().write(true).create_new(true).open(scratch)?;
-    if rustix::fs::ioctl_ficlone(&made, image).is_ok() {
+    if rustix::fs::ioctl_ficlone(made, image).is_ok() {
         return Ok(());
     }
     let size = rustix::fs::seek(image, SeekFrom::End(0))?;
@@ -271,7 +313,7 @@ fn copy(image: &File, scratch: &Path) -> io::Result<()> {
             Err(_) => at,
         };
         let end = rustix::fs::seek(image, SeekFrom::Hole(data)).unwrap_or(size).min(size);
-        copy_range(image, &made, data, end)?;
+        copy_range(image, made, data, end)?;
         at = end;
     }
     Ok(())

@@ -170,5 +170,50 @@ fn commands_run_at_each_flush_and_stop_it() {
     let fails = ["--to", &ground.fresh(), "--each-flush", "false", "--scratch", scratch.to_str().unwrap()];
     assert!(ground.replay(&fails).2.contains("scratch"));
     assert_eq!(fs::read(&scratch).unwrap(), with(&ground, &[(0, 1), (1, 1), (8, 1)]));
-    assert!(ground.replay(&fails).2.contains("File exists"));
+    let again = ground.replay(&fails).2;
+    assert!(again.contains(&format!("{}: File exists", scratch.display())), "{again}");
+    fs::remove_file(&scratch).unwrap();
+    // It is the command's to take away.
+    let takes = ["--to", &ground.fresh(), "--each-flush", "rm \"$IMAGE\"", "--scratch", scratch.to_str().unwrap()];
+    assert_eq!(ground.replay(&takes).0, 0);
+    // One that is killed has failed.
+    let (code, _, err) = ground.replay(&["--to", &ground.fresh(), "--each-flush", "kill -TERM $$"]);
+    assert!(code == 1 && err.contains("failed (signal: 15 (SIGTERM))"), "{err}");
+}
+
+#[test]
+fn a_torn_log_is_listed_and_replayed_up_to_its_fault() {
+    let ground = logged();
+    let whole = ground.log_bytes();
+    let list = ground.replay(&["--list"]).1;
+    let mut bytes = whole.clone();
+    bytes[8 * SECTOR + 16] = 0xff;
+    ground.write_log(&bytes);
+    let fault = "entry 4, at byte 4096 of the log: ";
+    let (code, out, err) = ground.replay(&["--list"]);
+    assert!(code == 1 && err.contains(fault), "{err}");
+    assert_eq!(out.lines().collect::<Vec<_>>(), list.lines().take(4).collect::<Vec<_>>());
+    let to = ground.fresh();
+    let (code, _, err) = ground.replay(&["--to", &to]);
+    assert!(code == 1 && err.contains(fault), "{err}");
+    assert_eq!(fs::read(&to).unwrap(), with(&ground, &[]), "nothing was written");
+    assert_eq!(ground.replayed(&["--until=entry:2"]), with(&ground, &[(0, 1), (1, 1), (8, 1)]));
+}
+
+#[test]
+fn what_cannot_be_a_log_is_refused_at_once() {
+    let ground = Ground::new(64, 64);
+    let pipe = ground.dir().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    for path in [pipe, ground.dir().to_owned(), "/dev/null".into()] {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            let args = ["replay".to_owned(), path.display().to_string()];
+            sender.send(dm_tests::daemon::run(args).unwrap()).unwrap();
+        });
+        // Whoever waits for a pipe's writer waits for ever.
+        let (code, _, err) = receiver.recv_timeout(std::time::Duration::from_secs(60)).expect("an answer");
+        assert!(code == 1 && err.contains("neither a file nor a block device"), "{err}");
+    }
 }
