@@ -10,7 +10,7 @@
 //! Other than in the kernel, a suspended snapshot makes no copies: whoever writes a chunk of the origin that it still needs waits
 //! until it is resumed, or gone. (What it lies on may be exchanged while it is suspended.)
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -23,6 +23,21 @@ use crate::map::Key;
 pub struct Shared {
     origins: Mutex<HashMap<Key, Arc<Origin>>>,
     stores: Mutex<HashMap<Key, Arc<Live>>>,
+    // Stores of which somebody is about to see whether they can be had.
+    opening: Mutex<HashSet<Key>>,
+}
+
+/// Somebody who looks whether a store can be had; nobody else does until this is dropped.
+#[derive(Debug)]
+pub struct Opening<'a> {
+    shared: &'a Shared,
+    key: Key,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.shared.opening().remove(&self.key);
+    }
 }
 
 /// A device that has snapshots, or is written by something that would have to know of them.
@@ -47,6 +62,15 @@ impl Shared {
         let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
         origins.retain(|_, origin| Arc::strong_count(origin) > 1);
         origins.entry(key).or_default().clone()
+    }
+
+    fn opening(&self) -> MutexGuard<'_, HashSet<Key>> {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be had while a store is opened, and until it is [known](Shared::set_store) whose it is. None while another has it.
+    pub fn open_store(&self, key: Key) -> Option<Opening<'_>> {
+        self.opening().insert(key).then(|| Opening { shared: self, key })
     }
 
     fn stores(&self) -> MutexGuard<'_, HashMap<Key, Arc<Live>>> {
@@ -82,15 +106,17 @@ impl Origin {
         self.writers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It has one more. What it shows is constant when this ends: nothing writes the origin any more that did not know of it.
-    pub async fn add(&self, live: &Arc<Live>) {
+    /// It has one more, in place of `old` if that is one. What it shows is constant when this ends: nothing writes the origin
+    /// any more that did not know of it.
+    pub async fn add(&self, live: &Arc<Live>, old: Option<&Arc<Live>>) {
         {
             let writers = self.writers();
             live.watch(*writers > 0);
             let mut all = self.snapshots.write().unwrap_or_else(PoisonError::into_inner);
-            if !all.iter().any(|known| Arc::ptr_eq(known, live)) {
-                *all = all.iter().chain([live]).cloned().collect();
-            }
+            // In one go: there is no moment without either.
+            let others =
+                all.iter().filter(|known| ![Some(live), old].into_iter().flatten().any(|x| Arc::ptr_eq(known, x)));
+            *all = others.chain([live]).cloned().collect();
         }
         self.writing.drained().await;
     }

@@ -71,6 +71,8 @@ pub(super) struct Bench {
     pub errors: u64,
     /// What reads have given, in the order in which they came back: first sector, data.
     pub reads: Vec<(u64, Vec<u8>)>,
+    /// Operations that were under way at a time, at most.
+    pub most_under_way: usize,
 }
 
 /// Devices of all sorts that do not fail.
@@ -145,6 +147,7 @@ impl Bench {
             model: Model::new(&[]),
             errors: 0,
             reads: Vec::new(),
+            most_under_way: 0,
         };
         bench.tables();
         bench.fence();
@@ -270,6 +273,7 @@ impl Bench {
         let first = self.rng.usize(..self.hands.len());
         let count = self.hands.len();
         let turned = (0..count).any(|n| self.hands[(first + n) % count].turn());
+        self.most_under_way = self.most_under_way.max(self.sim.in_flight());
         for driver in 0..self.drivers.len() {
             while let Some(back) = self.drivers[driver].take() {
                 let place = &mut self.tickets[driver][usize::from(back.place)];
@@ -481,30 +485,24 @@ impl Bench {
     pub fn suspend(&mut self) {
         for layer in (0..self.layers.len()).rev() {
             self.targets(layer).iter().for_each(|target| target.presuspend());
-            self.hands[0].wake();
             if layer + 1 == self.layers.len() {
-                self.drain();
+                let held: Vec<Receiver<()>> =
+                    self.hands[1..].iter_mut().zip(&self.queues).map(|(hand, queue)| hand.hold(*queue)).collect();
+                for held in held {
+                    self.answer("a queue does not drain", &held);
+                }
             }
             self.targets(layer).iter().for_each(|target| target.postsuspend());
             self.rest(layer);
         }
     }
 
-    /// The same as when the lowest device is suspended, and those above it with it.
-    pub fn suspend_at_once(&mut self) {
+    /// Begins to suspend, and takes that back before anything has come to rest.
+    pub fn suspend_and_take_back(&mut self, turns: u32) {
         self.all_targets().iter().for_each(|target| target.presuspend());
         self.hands[0].wake();
-        self.drain();
-        self.all_targets().iter().for_each(|target| target.postsuspend());
-        self.rest(0);
-    }
-
-    fn drain(&mut self) {
-        let held: Vec<Receiver<()>> =
-            self.hands[1..].iter_mut().zip(&self.queues).map(|(hand, queue)| hand.hold(*queue)).collect();
-        for held in held {
-            self.answer("a queue does not drain", &held);
-        }
+        self.turns(turns);
+        self.all_targets().iter().for_each(|target| target.resume());
     }
 
     /// Goes on. With `again` over tables that were built anew.

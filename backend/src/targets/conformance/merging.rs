@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering;
 
 use fastrand::Rng;
 
+use super::bench::Bench;
 use super::checks::{self, EVERYTHING};
-use super::{Case, PLAIN};
+use super::{Case, PLAIN, stores};
 use crate::sim::SECTOR;
 
 /// Seeds of one run; `DM_TEST_SEEDS` sets another number: 10,000 in the long form.
@@ -44,7 +45,7 @@ pub(super) fn place(at: u64) -> Option<(usize, u64)> {
 }
 
 /// A snapshot, and its merge.
-static PAIRS: [[Case; 2]; 3] = [
+static PAIRS: [[Case; 2]; 5] = [
     [
         Case { parts: &[160, 400], tables: &["0 160 snapshot c0 c1 P 8"], whole: &[1], ..PLAIN },
         Case { parts: &[160, 400], tables: &["0 160 snapshot-merge c0 c1 P 8"], whole: &[1], ..PLAIN },
@@ -59,7 +60,47 @@ static PAIRS: [[Case; 2]; 3] = [
         Case { parts: &[150, 400], tables: &["0 150 snapshot c0 c1 PO 4"], whole: &[1], ..PLAIN },
         Case { parts: &[150, 400], tables: &["0 150 snapshot-merge c0 c1 PO 4"], whole: &[1], ..PLAIN },
     ],
+    // Behind the end of the list is what a commit was to write that a crash has torn.
+    [
+        Case { tables: &["0 256 snapshot c0 c1 P 4"], ..TORN },
+        Case { tables: &["0 256 snapshot-merge c0 c1 P 4"], ..TORN },
+    ],
+    // In all areas are the exceptions of an older store.
+    [
+        Case { tables: &["0 100 snapshot c0 c1 P 1"], ..stores::OLDER },
+        Case { tables: &["0 100 snapshot-merge c0 c1 P 1"], ..stores::OLDER },
+    ],
 ];
+
+const TORN: Case =
+    Case { parts: &[256, 600], whole: &[1], prepare: stores::prepare_torn, place: stores::torn_place, ..PLAIN };
+
+#[test]
+fn a_merge_goes_on_when_a_suspend_is_taken_back() {
+    static MERGE: Case = Case {
+        parts: &[256, 600],
+        tables: &["0 256 snapshot-merge c0 c1 P 8"],
+        place,
+        prepare,
+        whole: &[0, 1],
+        ..PLAIN
+    };
+    checks::each_seed(20, |seed| {
+        let mut bench = checks::bench(&MERGE, seed);
+        bench.suspend_and_take_back(seed as u32);
+        until_merged(&mut bench);
+        bench.end();
+    });
+}
+
+/// Waits until nothing is left in the store.
+fn until_merged(bench: &mut Bench) {
+    bench.until("the merge does not end", |bench| {
+        let status = bench.all_targets()[0].status(&str::to_owned);
+        let (allocated, rest) = status.split_once('/').unwrap_or_else(|| panic!("{status}"));
+        rest.split_once(' ').is_some_and(|(_, metadata)| allocated == metadata)
+    });
+}
 
 #[test]
 fn every_chunk_is_old_or_new_as_the_flushes_demand() {
@@ -87,11 +128,7 @@ fn every_chunk_is_old_or_new_as_the_flushes_demand() {
         let found = bench.found();
         bench.model.crashed(&found);
         bench.settle();
-        bench.until("the merge does not end", |bench| {
-            let status = bench.all_targets()[0].status(&str::to_owned);
-            let (allocated, rest) = status.split_once('/').unwrap_or_else(|| panic!("{status}"));
-            rest.split_once(' ').is_some_and(|(_, metadata)| allocated == metadata)
-        });
+        until_merged(&mut bench);
         let seen = bench.read_all();
         bench.model.check_now(&seen);
         bench.end();

@@ -150,7 +150,12 @@ impl Layout {
 
     /// Whether an area's metadata is on the device.
     pub fn has_area(&self, area: u64) -> bool {
-        self.area(area) < self.chunks()
+        area < self.areas()
+    }
+
+    /// Areas of which the metadata is on the device.
+    pub fn areas(&self) -> u64 {
+        self.chunks().saturating_sub(HEADERS).div_ceil(self.entries() + 1)
     }
 
     /// Whether a chunk is for data: neither the header nor metadata, and on the device.
@@ -215,6 +220,8 @@ mod tests {
         assert_eq!([2, 257, 259].map(|chunk| layout.metadata_after(chunk)), [258, 258, 515]);
         assert_eq!([257, 258, 259].map(|chunk| layout.next(chunk)), [257, 259, 259]);
         assert!(layout.has_area(2) && !layout.has_area(3) && !layout.has_area(u64::MAX));
+        let areas = |chunks: u64| Layout::new(8, 8 * chunks, 512).unwrap().areas();
+        assert_eq!([0, 1, 2, 258, 259, 515, 516].map(areas), [0, 0, 1, 1, 2, 2, 3]);
     }
 
     #[test]

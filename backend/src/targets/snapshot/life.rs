@@ -12,9 +12,11 @@ use nix::errno::Errno;
 
 use super::copy;
 use super::exceptions::Run;
-use super::live::{Live, Owner, Stage, State};
+use super::live::{Live, State};
+use super::owner::{Owner, Stage};
 use super::store::{self, Store, StoreError};
 use super::target::Snapshot;
+use crate::event::Events;
 use crate::map::{DevIx, Key, Leg};
 use crate::targets::shared::{Origin, Shared};
 use crate::targets::{Cx, Io, Refused, Target};
@@ -28,13 +30,19 @@ pub struct Known {
     shared: Option<Arc<Shared>>,
     store: Option<Key>,
     origin: Option<Arc<Origin>>,
-    // Whom it has taken its store over from, until it is live.
-    before: Option<Owner>,
 }
+
+/// What the kernel's log has of a store that somebody else uses.
+const IN_USE: &str = "snapshots: Unable to perform snapshot handover until source is suspended.";
 
 impl Snapshot {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.state.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where its device tells of what happens.
+    pub(super) fn hears(&self, events: &Arc<Events>) {
+        *self.state.events.lock().unwrap_or_else(PoisonError::into_inner) = Some(events.clone());
     }
 
     fn refused(&self, error: &StoreError) -> Refused {
@@ -47,6 +55,9 @@ impl Snapshot {
         if opened.new {
             opened.store.format(cx, &self.cow).await.map_err(|error| self.refused(&error))?;
         }
+        if let Some(upto) = opened.torn {
+            opened.store.clean(cx, &self.cow, upto).await.map_err(|error| self.refused(&error))?;
+        }
         if !opened.valid {
             log::warn!("snapshots: Snapshot is marked invalid.");
         }
@@ -58,48 +69,54 @@ impl Snapshot {
     /// # Errors
     /// Somebody else has it; it cannot be used.
     pub(super) async fn take_up(&self, cx: &Cx, shared: &Arc<Shared>, merges: bool) -> Result<(), Refused> {
-        let owner = Owner { id: self.state.id, end: self.features.start + self.features.len, merges };
+        let origin = self.origin.key();
+        let events = self.state.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let end = self.features.start + self.features.len;
+        let owner = Owner { id: self.state.id, end, merges, origin, events };
         let key = self.cow.key();
-        let used = key.and_then(|key| shared.store(key));
-        let mut before = None;
-        let live = match &used {
+        // Nobody else looks at it until it is known whose it is.
+        let opening = key.map(|key| shared.open_store(key).ok_or(IN_USE)).transpose()?;
+        let (live, left) = match key.and_then(|key| shared.store(key)) {
             // What a store of this kind has is in memory alone.
-            Some(live) if live.is_of(owner.id) && !live.is_persistent() => live.clone(),
-            Some(live) if live.is_of(owner.id) => {
-                let new = self.open(cx, owner).await?;
-                self.leave(live);
-                new
-            }
+            Some(live) if live.is_of(owner.id) && !live.is_persistent() => (live, None),
+            Some(old) if old.is_of(owner.id) => (self.open(cx, owner).await?, Some(old)),
             // What it holds may be gone from the list on its device.
-            Some(live)
-                if live.stage() == Stage::Suspended && live.is_persistent() && live.state() == State::MergeFailed =>
+            Some(old)
+                if old.stage() == Stage::Suspended && old.is_persistent() && old.state() == State::MergeFailed =>
             {
-                let new = self.open(cx, owner).await?;
-                if let Some(key) = self.origin.key() {
-                    shared.origin(key).remove(live);
+                (self.open(cx, owner).await?, Some(old))
+            }
+            Some(live) => {
+                if !live.hand_over(owner) {
+                    return Err(IN_USE.into());
                 }
-                live.hand_over(None);
-                new
+                (live, None)
             }
-            Some(live) if live.stage() == Stage::Suspended => {
-                before = live.owner();
-                live.hand_over(Some(owner));
-                live.clone()
-            }
-            Some(_) => {
-                return Err("snapshots: Unable to perform snapshot handover until source is suspended.".into());
-            }
-            None => self.open(cx, owner).await?,
+            None => (self.open(cx, owner).await?, None),
         };
-        let origin = self.origin.key().map(|key| shared.origin(key));
+        let before = left.as_ref().and_then(|old| old.owner());
+        if let Some(old) = &left
+            && !old.is_of(self.state.id)
+            && !old.release_suspended()
+        {
+            return Err(IN_USE.into());
+        }
         if let Some(key) = key {
             shared.set_store(key, live.clone());
         }
-        *self.known() = Known { shared: Some(shared.clone()), store: key, origin: origin.clone(), before };
-        self.state.stopped.store(false, Ordering::Release);
+        drop(opening);
+        let origin = origin.map(|key| shared.origin(key));
+        *self.known() = Known { shared: Some(shared.clone()), store: key, origin: origin.clone() };
+        self.state.stopped.store(false, Ordering::SeqCst);
         self.has(live.clone());
         if let Some(origin) = origin {
-            origin.add(&live).await;
+            origin.add(&live, left.as_ref()).await;
+        }
+        if let Some(old) = left {
+            // Who waits for it sees that there is another, and waits for that.
+            old.release();
+            let origin = before.and_then(|owner| owner.origin);
+            origin.into_iter().for_each(|key| shared.origin(key).remove(&old));
         }
         Ok(())
     }
@@ -110,53 +127,55 @@ impl Snapshot {
         if let (Some(shared), Some(key)) = (&known.shared, known.store) {
             shared.clear_store(key, live);
         }
-        if let Some(origin) = &known.origin {
-            origin.remove(live);
-        }
         drop(known);
-        live.hand_over(None);
+        live.release();
+        self.leave_origin(live);
+    }
+
+    /// Its origin is no longer that of what it has had, unless it is that of whoever has it now, too.
+    fn leave_origin(&self, live: &Arc<Live>) {
+        let now = live.owner().and_then(|owner| owner.origin);
+        if now != self.origin.key() {
+            self.known().origin.iter().for_each(|origin| origin.remove(live));
+        }
     }
 
     /// It is live no longer, or has not come to it.
     pub(super) fn end(&self) {
-        let Some(live) = self.live().filter(|live| live.is_of(self.state.id)) else { return };
-        let before = self.known().before.take();
-        match before {
+        let Some(live) = self.state.live() else { return };
+        if !live.is_of(self.state.id) {
+            live.forgo(self.state.id);
+            self.leave_origin(&live);
+        } else if live.give_back() {
             // The table that it should have replaced goes on.
-            Some(before) => {
-                live.hand_over(Some(before));
-                live.enter_stage(Stage::Suspended);
-            }
-            None => self.leave(&live),
+            self.leave_origin(&live);
+        } else {
+            self.leave(&live);
         }
     }
 
     /// Its device goes on.
     pub(super) fn go_on(&self) {
-        self.state.stopped.store(false, Ordering::Release);
-        let live = self.state.live();
-        let lost = !live.is_some_and(|live| live.is_of(self.state.id));
-        self.state.lost.store(lost, Ordering::Release);
+        self.state.stopped.store(false, Ordering::SeqCst);
+        let has = self.state.live().is_some_and(|live| live.go_on(self.state.id));
+        self.state.lost.store(!has, Ordering::Release);
     }
 
     /// Its device is suspended, and none of its requests is under way.
     pub(super) fn stop(&self) {
-        self.state.stopped.store(true, Ordering::Release);
-        if let Some(live) = self.live().filter(|live| live.is_of(self.state.id)) {
-            live.enter_stage(Stage::Suspended);
+        self.state.stopped.store(true, Ordering::SeqCst);
+        if let Some(live) = self.live() {
+            live.suspend(self.state.id);
         }
     }
 
-    fn is_stopped(&self) -> bool {
-        self.state.stopped.load(Ordering::Acquire)
+    pub(super) fn is_stopped(&self) -> bool {
+        self.state.stopped.load(Ordering::SeqCst)
     }
 
     /// Its device is served from now on.
     pub(super) fn begin(&self) -> Option<Arc<Live>> {
-        let live = self.live().filter(|live| live.is_of(self.state.id))?;
-        self.known().before = None;
-        live.enter_stage(Stage::Served);
-        Some(live)
+        self.live().filter(|live| live.begin(self.state.id, &self.state.stopped))
     }
 
     /// Copies what writers of the origin wait for, until its device is suspended.
@@ -232,6 +251,10 @@ impl Target for Snapshot {
 
     async fn retire(&self, _: &Cx) {
         self.end();
+    }
+
+    fn events(&self, events: &Arc<Events>) {
+        self.hears(events);
     }
 
     fn postsuspend(&self) {

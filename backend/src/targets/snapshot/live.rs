@@ -16,24 +16,21 @@
 //! off its list only after all readers have left who may have looked it up before it was in the store.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::{Future, poll_fn};
-use std::ops::Range;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 
 use event_listener::{Event, listener};
 
 use super::exceptions::{Exceptions, Run};
 use super::format::Layout;
 use super::grace::Grace;
+use super::owner::{Before, Owner, Stage};
 use super::store::{Opened, Store, StoreError};
 use crate::map::Leg;
 use crate::targets::Cx;
 
 /// Chunks that one write enters as pending at a time, at most.
-const MOST_PENDING: u64 = 1024;
+pub(super) const MOST_PENDING: u64 = 1024;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -46,54 +43,33 @@ pub struct Live {
     /// Something in this process writes the origin.
     watched: AtomicBool,
     // A chunk is pending no longer, or the snapshot is worth waiting for no longer.
-    changed: Event,
+    pub(super) changed: Event,
     /// There is something to do beside requests.
     pub work: Event,
 }
 
 #[derive(Debug)]
-struct Inner {
-    complete: Exceptions,
+pub(super) struct Inner {
+    pub(super) complete: Exceptions,
     // First chunk of the origin, number of chunks.
-    pending: BTreeMap<u64, u64>,
+    pub(super) pending: BTreeMap<u64, u64>,
     // The next chunk that the store can give.
-    next: u64,
-    state: State,
+    pub(super) next: u64,
+    pub(super) state: State,
     // Written, and not committed.
     written: Vec<Run>,
     // Commits that were asked for, and those that are over.
     asked: u64,
     over: u64,
     // Chunks that wait to be copied because the origin is to be written.
-    copies: VecDeque<Run>,
+    pub(super) copies: VecDeque<Run>,
     // There is no room for such a copy: to be given up by whoever works beside requests.
-    doomed: bool,
+    pub(super) doomed: bool,
     // Its device says that it is not valid, or cannot be made to.
-    buried: bool,
-    owner: Option<Owner>,
-    stage: Stage,
-}
-
-/// The target that has a snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
-    /// Its number among all targets.
-    pub id: u64,
-    /// Sectors of the origin that it shows: what is behind them needs no copies.
-    pub end: u64,
-    /// It merges: nothing is copied for it.
-    pub merges: bool,
-}
-
-/// How far the device is that shows a snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// It is about to be live.
-    New,
-    /// It is live: what the origin's writers need is copied.
-    Served,
-    /// It is suspended: the origin's writers wait, and another table may have the snapshot.
-    Suspended,
+    pub(super) buried: bool,
+    pub(super) owner: Option<Owner>,
+    pub(super) before: Option<Before>,
+    pub(super) stage: Stage,
 }
 
 /// What has become of a snapshot.
@@ -155,6 +131,7 @@ impl Live {
             doomed: false,
             buried: !valid,
             owner: Some(owner),
+            before: None,
             stage: Stage::New,
         };
         Live {
@@ -168,8 +145,12 @@ impl Live {
         }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Where things are in its store.
@@ -206,47 +187,6 @@ impl Live {
                 format!("{}/{total} {}", inner.next * chunk, areas * chunk)
             }
         }
-    }
-
-    /// Whose it is.
-    pub fn owner(&self) -> Option<Owner> {
-        self.inner().owner
-    }
-
-    /// Whether it is that target's.
-    pub fn is_of(&self, id: u64) -> bool {
-        self.owner().is_some_and(|owner| owner.id == id)
-    }
-
-    /// Gives it to another target, or none. Nobody waits for a snapshot that is no one's.
-    pub fn hand_over(&self, owner: Option<Owner>) {
-        let mut inner = self.inner();
-        let merged = inner.owner.is_some_and(|owner| owner.merges) && owner.is_some_and(|owner| !owner.merges);
-        if merged && self.is_persistent() {
-            // While it merges that is for the status alone, and may be a chunk that is in use.
-            let used = inner.complete.runs().map(|run| run.new + run.len).max();
-            inner.next = self.layout().next(used.unwrap_or(self.layout().first()));
-        }
-        inner.owner = owner;
-        inner.stage = Stage::New;
-        if owner.is_none_or(|owner| owner.merges) {
-            // What they were for is no more.
-            inner.drop_copies();
-        }
-        drop(inner);
-        self.changed.notify(usize::MAX);
-    }
-
-    /// Its device is now so far.
-    pub fn enter_stage(&self, stage: Stage) {
-        self.inner().stage = stage;
-        self.changed.notify(usize::MAX);
-        self.work.notify(usize::MAX);
-    }
-
-    /// How far its device is.
-    pub fn stage(&self) -> Stage {
-        self.inner().stage
     }
 
     /// Whether something in this process writes the origin.
@@ -363,17 +303,25 @@ impl Live {
         }
         // One at a time, and no commit beside it.
         let end = self.store.end().await;
-        if !self.inner().buried {
+        let news = !self.inner().buried;
+        if news {
             log::error!("snapshots: Invalidating snapshot: {why}.");
             if let Err(errno) = self.store.header(cx, cow, false).await {
                 let error = std::io::Error::from_raw_os_error(errno);
                 log::error!("snapshots: the COW device does not take that the snapshot is invalid: {error}");
             }
         }
+        if self.watched.load(Ordering::SeqCst) {
+            // Who looked for something while it was valid reads it in the origin, whose writers go on from here.
+            self.readers.drained().await;
+        }
         let mut inner = self.inner();
         (inner.buried, inner.doomed) = (true, false);
         drop((inner, end));
         self.changed.notify(usize::MAX);
+        if news {
+            self.raise();
+        }
     }
 
     /// A write to the snapshot found no room. `overflows`: its table can live with that.
@@ -386,72 +334,6 @@ impl Live {
             inner.state = State::Overflow;
             log::error!("snapshots: Snapshot overflowed: Unable to allocate exception.");
         }
-    }
-
-    /// Sectors `[start, end)` of the origin are to be written: begins the copies that are needed first. True when there are
-    /// some, or were already: [`Live::protected`] waits for them.
-    pub fn protect(&self, sectors: &Range<u64>) -> bool {
-        let mut inner = self.inner();
-        let chunk = self.layout().chunk();
-        // Of one that is given up, too, until its device says so: who comes meanwhile waits as who was there before.
-        let Some(chunks) = inner.protected_chunks(sectors, chunk) else { return inner.holds_back(sectors, chunk) };
-        let (mut at, mut wait) = (chunks.start, inner.doomed);
-        while at < chunks.end && !inner.doomed {
-            let free = match inner.pending_from(at) {
-                Some((first, count)) if first <= at => {
-                    (at, wait) = (first + count, true);
-                    continue;
-                }
-                Some((first, _)) => first.min(chunks.end) - at,
-                None => chunks.end - at,
-            };
-            let extent = inner.complete.extent(at, free);
-            if extent.new.is_some() {
-                at += extent.len;
-                continue;
-            }
-            wait = true;
-            match inner.enter(&self.store, at, extent.len) {
-                Some(run) => {
-                    inner.copies.push_back(run);
-                    at += run.len;
-                }
-                None => inner.doomed = true,
-            }
-            self.work.notify(usize::MAX);
-        }
-        wait
-    }
-
-    /// Waits until nothing of that is needed any more.
-    ///
-    /// # Errors
-    /// EIO: the device of the snapshot is suspended, and the queue of the request is to end.
-    pub async fn protected(&self, cx: &Cx, sectors: &Range<u64>) -> Result<(), i32> {
-        loop {
-            let mut changed = pin!(self.changed.listen());
-            let ended = poll_fn(|context| {
-                let inner = self.inner();
-                if !inner.holds_back(sectors, self.layout().chunk()) {
-                    return Poll::Ready(Some(Ok(())));
-                }
-                if inner.stage != Stage::Served && cx.is_hurried() {
-                    return Poll::Ready(Some(Err(libc::EIO)));
-                }
-                drop(inner);
-                changed.as_mut().poll(context).map(|()| None)
-            });
-            if let Some(ended) = ended.await {
-                return ended;
-            }
-        }
-    }
-
-    /// What is to be done beside requests, up to `most` copies; all of it while its device is served.
-    pub fn errands(&self, most: usize) -> Errands {
-        let mut inner = self.inner();
-        let most = most.min(inner.copies.len());
-        Errands { doomed: std::mem::take(&mut inner.doomed), copies: inner.copies.drain(..most).collect() }
     }
 
     /// The last exceptions of the store, at most `most`: see [`Store::tail`].
@@ -487,24 +369,15 @@ impl Live {
     }
 }
 
-/// See [`Live::errands`].
-#[derive(Debug)]
-pub struct Errands {
-    /// There was no room for a copy: it is to be given up.
-    pub doomed: bool,
-    /// Runs to be copied from the origin, then completed.
-    pub copies: Vec<Run>,
-}
-
 impl Inner {
     /// The pending run that a chunk is in, else the next behind it.
-    fn pending_from(&self, old: u64) -> Option<(u64, u64)> {
+    pub(super) fn pending_from(&self, old: u64) -> Option<(u64, u64)> {
         let before = self.pending.range(..=old).next_back().filter(|(first, count)| *first + **count > old);
         before.or_else(|| self.pending.range(old..).next()).map(|(first, count)| (*first, *count))
     }
 
     /// Makes chunks pending, as many of `most` as the store can give in one run; none if it is full.
-    fn enter(&mut self, store: &Store, old: u64, most: u64) -> Option<Run> {
+    pub(super) fn enter(&mut self, store: &Store, old: u64, most: u64) -> Option<Run> {
         let (new, len) = store.give(self.next, most)?;
         self.next = store.after(new + len);
         self.pending.insert(old, len);
@@ -521,61 +394,52 @@ impl Inner {
         // Pending chunks are not complete, so there is no other.
         if self.complete.insert(run) { Ok(()) } else { Err(libc::EIO) }
     }
-
-    /// Nobody makes the copies that nobody has begun to make.
-    fn drop_copies(&mut self) {
-        for run in self.copies.drain(..) {
-            self.pending.remove(&run.old);
-        }
-    }
-
-    /// The chunks of the snapshot that some sectors of the origin are in, if they matter to it.
-    fn protected_chunks(&self, sectors: &Range<u64>, chunk: u64) -> Option<Range<u64>> {
-        let owner = self.owner.filter(|owner| !owner.merges && sectors.start < owner.end)?;
-        let end = sectors.end.min(owner.end);
-        (self.state != State::Invalid && sectors.start < end).then(|| sectors.start / chunk..end.div_ceil(chunk))
-    }
-
-    /// Whether those sectors must not be written yet.
-    fn holds_back(&self, sectors: &Range<u64>, chunk: u64) -> bool {
-        if self.owner.is_none_or(|owner| owner.merges || sectors.start >= owner.end) {
-            return false;
-        }
-        if self.doomed || self.state == State::Invalid {
-            // Its device must say so before it can miss anything.
-            return !self.buried;
-        }
-        let end = sectors.end.div_ceil(chunk);
-        self.pending_from(sectors.start / chunk).is_some_and(|(first, _)| first < end)
-    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::map::DevIx;
+    use crate::targets::cx::Local;
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
 
-    fn live(merges: bool) -> Live {
+    /// Target 0's: of chunks of 8 sectors, the fifth of which is in the store.
+    pub fn live(merges: bool) -> Live {
         let mut exceptions = Exceptions::default();
         assert!(exceptions.insert(Run { old: 5, new: 3, len: 1 }));
         let store = Store::new(Layout::new(8, 8 * 600, 512).unwrap(), true);
-        let opened = Opened { store, exceptions, next: 3, valid: true, new: false };
-        Live::new(opened, Owner { id: 0, end: 800, merges })
+        let opened = Opened { store, exceptions, next: 3, valid: true, new: false, torn: None };
+        Live::new(opened, Owner { id: 0, end: 800, merges, ..Owner::default() })
     }
 
     #[test]
     fn what_a_merge_has_left_is_not_given_again() {
         // Chunk 2 was the last of the list, and has been merged.
         let live = live(true);
-        live.hand_over(Some(Owner { id: 1, end: 800, merges: false }));
+        live.suspend(0);
+        assert!(live.hand_over(Owner { id: 1, end: 800, ..Owner::default() }));
         assert_eq!(live.write(9, 1, true), Part::Fresh(Run { old: 9, new: 4, len: 1 }));
     }
 
     #[test]
-    fn the_origin_waits_until_the_device_says_that_the_snapshot_is_invalid() {
-        let live = live(false);
-        live.inner().state = State::Invalid;
-        assert!(live.protect(&(0..8)));
-        live.inner().buried = true;
+    fn the_origin_waits_for_who_reads_it_for_a_snapshot_that_is_given_up() {
+        let store = Store::new(Layout::new(8, 8 * 600, 512).unwrap(), false);
+        let exceptions = Exceptions::default();
+        let opened = Opened { store, exceptions, next: 0, valid: true, new: false, torn: None };
+        let live = Live::new(opened, Owner { end: 800, ..Owner::default() });
+        live.watch(true);
+        let inside = live.readers.enter();
+        assert_eq!(live.look(0, 1), Ok((Seen::Origin, 1)));
+        let cx = Cx { local: Local::default(), task: 0, queue: 0, depth: 0 };
+        let cow = Leg::Device { dev: DevIx(0), start: 0 };
+        let mut given_up = pin!(live.give_up(&cx, &cow, "a test"));
+        let mut context = Context::from_waker(Waker::noop());
+        assert_eq!(given_up.as_mut().poll(&mut context), Poll::Pending);
+        assert!(live.look(0, 1).is_err() && live.protect(&(0..8)), "it reads chunk 0 in the origin");
+        drop(inside);
+        assert_eq!(given_up.as_mut().poll(&mut context), Poll::Ready(()));
         assert!(!live.protect(&(0..8)));
     }
 }

@@ -12,6 +12,7 @@
 //! is not known whether the chunks are still in the store, so writes to them fail until the table is loaded anew; the kernel
 //! takes them, and a crash may lose them.
 
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::ops::Range;
 use std::pin::pin;
@@ -27,7 +28,8 @@ use super::exceptions::Run;
 use super::grace::Grace;
 use super::live::{Live, Seen, State as LiveState};
 use super::origin::write_to;
-use super::target::{Snapshot, part_of};
+use super::target::{MOST_PARTS, Snapshot, part_of};
+use crate::event::Events;
 use crate::guest::HostSlice;
 use crate::map::{DevIx, Leg};
 use crate::targets::shared::{Origin, Shared};
@@ -47,12 +49,14 @@ pub struct SnapshotMerge {
 struct State {
     origin: Mutex<Option<Arc<Origin>>>,
     chunks: Mutex<Chunks>,
-    // Chunks are being merged no longer.
+    // Chunks are being merged no longer, or it is to rest no longer, or for good.
     changed: Event,
     // Who writes to a chunk in the store.
     writers: Grace,
     // No other chunks are to be begun with.
     stopping: AtomicBool,
+    // Who waits for its device knows that there is nothing left to merge.
+    told: AtomicBool,
 }
 
 /// Chunks of the origin that nobody writes now.
@@ -240,8 +244,25 @@ impl SnapshotMerge {
         }
     }
 
+    /// It is to rest: waits for what comes of that. True when it was taken back.
+    async fn goes_on(&self) -> bool {
+        loop {
+            listener!(self.state.changed => changed);
+            if self.snapshot.is_stopped() {
+                return false;
+            }
+            if !self.is_stopping() {
+                return true;
+            }
+            changed.await;
+        }
+    }
+
     /// Merges some. False when there is nothing left.
     async fn step(&self, cx: &Cx, live: &Live) -> Result<bool, Stop> {
+        if self.is_stopping() {
+            return Err(Stop::Asked);
+        }
         let chunk = live.layout().chunk();
         let most = (MOST / chunk).max(1);
         let failed = |_| Stop::Failed("Read error in exception store: shutting down merge");
@@ -290,7 +311,7 @@ impl SnapshotMerge {
         }
         let read = |_| Stop::Failed("Read error: shutting down merge.");
         let lease = cx.buffer((all.min(longest) * SECTOR_SIZE) as usize).await.map_err(read)?;
-        let mut rest = moves.to_vec();
+        let mut rest = VecDeque::from(moves.to_vec());
         while !rest.is_empty() {
             let now = take(&mut rest, longest);
             let len: u64 = now.iter().map(|one| one.len).sum();
@@ -326,18 +347,18 @@ struct Move {
     len: u64,
 }
 
-/// Takes the first `most` sectors.
-fn take(rest: &mut Vec<Move>, most: u64) -> Vec<Move> {
+/// Takes the first sectors, at most `most`, and in no more places than should be asked for at a time.
+fn take(rest: &mut VecDeque<Move>, most: u64) -> Vec<Move> {
     let (mut taken, mut left) = (Vec::new(), most);
-    while left > 0 && !rest.is_empty() {
-        let one = rest[0];
+    while left > 0
+        && taken.len() < MOST_PARTS
+        && let Some(one) = rest.pop_front()
+    {
         let len = one.len.min(left);
         taken.push(Move { len, ..one });
         left -= len;
-        if len == one.len {
-            rest.remove(0);
-        } else {
-            rest[0] = Move { from: one.from + len, to: one.to + len, len: one.len - len };
+        if len < one.len {
+            rest.push_front(Move { from: one.from + len, to: one.to + len, len: one.len - len });
         }
     }
     taken
@@ -383,19 +404,31 @@ impl Target for SnapshotMerge {
             before.into_iter().for_each(|before| before.unwatch());
         }
         *self.chunks() = Chunks::default();
+        self.state.told.store(false, Ordering::Release);
         self.state.stopping.store(false, Ordering::Release);
         Ok(())
     }
 
     async fn background(&self, cx: &Cx) {
         let Some(live) = self.snapshot.begin() else { return };
-        while !self.is_stopping() && live.state() != LiveState::Invalid {
+        while live.state() != LiveState::Invalid {
             match self.step(cx, &live).await {
                 Ok(true) => {}
-                Ok(false) | Err(Stop::Asked) => return,
+                Ok(false) => {
+                    if !self.state.told.swap(true, Ordering::AcqRel) {
+                        live.raise();
+                    }
+                    return;
+                }
+                Err(Stop::Asked) => {
+                    if !self.goes_on().await {
+                        return;
+                    }
+                }
                 Err(Stop::Failed(why)) => {
                     log::error!("snapshots: {why}");
                     live.merge_failed();
+                    live.raise();
                     return;
                 }
             }
@@ -417,11 +450,17 @@ impl Target for SnapshotMerge {
 
     fn postsuspend(&self) {
         self.snapshot.stop();
+        self.state.changed.notify(usize::MAX);
     }
 
     fn resume(&self) {
         self.snapshot.go_on();
         self.state.stopping.store(false, Ordering::Release);
+        self.state.changed.notify(usize::MAX);
+    }
+
+    fn events(&self, events: &Arc<Events>) {
+        self.snapshot.hears(events);
     }
 
     fn again(&self, legs: Vec<Leg>) -> SnapshotMerge {

@@ -3,7 +3,9 @@
 //! **Order.** The data of an exception is written first. A commit then has one flush for all exceptions that it is for, and
 //! writes their entries so that they are durable when it ends (the kernel's PREFLUSH and FUA). The area behind one that becomes
 //! full is zeroed before that flush, so the list always ends where it should. Entries are only ever added behind the last one,
-//! or taken away from it backwards; behind the end of the list no entry has a chunk of the store.
+//! or taken away from it backwards; behind the end of the list no entry has a chunk of the store. A crash may tear what is
+//! written at a time, and leave entries behind the end: they are zeroed when the store is taken up, as the list would else grow
+//! into them.
 //!
 //! What is on the device is not trusted: a number that leads out of the data chunks, or a chunk that is there twice, refuses the
 //! store, and no more than its device has is ever read.
@@ -108,6 +110,9 @@ pub struct Opened {
     pub valid: bool,
     /// There is nothing on the device yet: [`Store::format`] it before anything else.
     pub new: bool,
+    /// Behind the end of the list, and before this byte of the area, there are entries of a commit that a crash has torn:
+    /// [`Store::clean`] it before anything else.
+    pub torn: Option<u64>,
 }
 
 /// See the module's text.
@@ -115,17 +120,17 @@ pub struct Opened {
 pub struct Store {
     layout: Layout,
     persistent: bool,
-    end: Mutex<End>,
+    pub(super) end: Mutex<End>,
 }
 
 /// Where the list of exceptions ends.
 #[derive(Debug)]
 pub struct End {
-    area: u64,
+    pub(super) area: u64,
     // Entries of that area.
-    entries: u64,
+    pub(super) entries: u64,
     // The part of the area where the next one goes, as it is on the device.
-    unit: Vec<u8>,
+    pub(super) unit: Vec<u8>,
 }
 
 impl End {
@@ -220,11 +225,18 @@ impl Store {
             let layout = new_layout(wanted)?;
             let next = if wanted.persistent { layout.first() } else { 0 };
             let store = Store::new(layout, wanted.persistent);
-            return Ok(Opened { store, exceptions: Exceptions::default(), next, valid: true, new: wanted.persistent });
+            return Ok(Opened {
+                store,
+                exceptions: Exceptions::default(),
+                next,
+                valid: true,
+                new: wanted.persistent,
+                torn: None,
+            });
         };
         let store = Store::new(layout, true);
-        let mut opened =
-            Opened { store, exceptions: Exceptions::default(), next: layout.first(), valid: header.valid, new: false };
+        let (exceptions, next) = (Exceptions::default(), layout.first());
+        let mut opened = Opened { store, exceptions, next, valid: header.valid, new: false, torn: None };
         if header.valid {
             opened.read_all(cx, cow).await?;
         }
@@ -269,6 +281,26 @@ impl Store {
         let chunk = u32::try_from(self.layout.chunk()).unwrap_or(u32::MAX);
         let header = Header { valid, version: VERSION, chunk };
         write(cx, cow, 0, &header.bytes(), self.layout.unit(), true).await
+    }
+
+    /// Zeroes what is behind the end of the list, up to a byte of the area: see [`Opened::torn`]. The end stays where it is
+    /// whatever a crash leaves of this.
+    ///
+    /// # Errors
+    /// The device's.
+    pub async fn clean(&self, cx: &Cx, cow: &Leg, upto: u64) -> Result<(), StoreError> {
+        let end = self.end().await;
+        let (first, _) = self.place(end.area, end.entries);
+        let upto = self.layout.area(end.area) * self.layout.chunk() + upto / SECTOR_SIZE;
+        let failed = |at| move |errno| StoreError::Io { doing: "write metadata", at, errno };
+        write(cx, cow, first, &end.unit, self.layout.unit(), false).await.map_err(failed(first))?;
+        let mut at = first + self.layout.unit() / SECTOR_SIZE;
+        while at < upto {
+            let len = ((upto - at) * SECTOR_SIZE).min(LONGEST as u64);
+            write(cx, cow, at, &[], len, false).await.map_err(failed(at))?;
+            at += len / SECTOR_SIZE;
+        }
+        cx.io(cow, Action::Flush, 0, 0, Vec::new()).await.map_err(failed(first))
     }
 
     /// Zeroes a chunk.
@@ -423,69 +455,6 @@ impl Store {
             unit[(keep * ENTRY) as usize..].fill(0);
             *end = End { area, entries, unit };
         }
-        Ok(())
-    }
-}
-
-impl Opened {
-    /// Reads the list of exceptions.
-    async fn read_all(&mut self, cx: &Cx, cow: &Leg) -> Result<(), StoreError> {
-        let (layout, mut seen) = (self.store.layout, 0);
-        let mut end = End { area: 0, entries: 0, unit: Vec::new() };
-        while layout.has_area(end.area) {
-            end.entries = self.read_area(cx, cow, end.area, seen).await?;
-            seen += end.entries;
-            if end.entries < layout.entries() {
-                break;
-            }
-            (end.area, end.entries) = (end.area + 1, 0);
-        }
-        if !self.exceptions.is_one_to_one() {
-            let why = "some chunk of which is there twice";
-            return Err(StoreError::Entry { n: seen, old: 0, new: self.next, why });
-        }
-        self.next = layout.next(self.next);
-        let (at, byte) = self.store.place(end.area, end.entries);
-        end.unit = match byte {
-            0 => vec![0; layout.unit() as usize],
-            _ => read(cx, cow, at, layout.unit()).await?,
-        };
-        end.unit[byte..].fill(0);
-        self.store.end = Mutex::new(end);
-        Ok(())
-    }
-
-    /// The entries of an area; as many as there are.
-    async fn read_area(&mut self, cx: &Cx, cow: &Leg, area: u64, before: u64) -> Result<u64, StoreError> {
-        let layout = self.store.layout;
-        let (at, bytes) = (layout.area(area) * layout.chunk(), layout.chunk_bytes());
-        let (mut done, mut n) = (0, 0);
-        while done < bytes {
-            let len = (bytes - done).min(LONGEST as u64);
-            let part = read(cx, cow, at + done / SECTOR_SIZE, len).await?;
-            for bytes in part.chunks_exact(ENTRY as usize) {
-                let Some(entry) = Entry::read(bytes) else { return Ok(n) };
-                self.take(before + n, entry)?;
-                n += 1;
-            }
-            done += len;
-        }
-        Ok(n)
-    }
-
-    fn take(&mut self, n: u64, Entry { old, new }: Entry) -> Result<(), StoreError> {
-        let layout = self.store.layout;
-        let wrong = |why| Err(StoreError::Entry { n, old, new, why });
-        if !layout.is_data(new) {
-            return wrong("which is none for data");
-        }
-        if old.checked_add(1).and_then(|next| next.checked_mul(layout.chunk_bytes())).is_none() {
-            return wrong("which no device can have");
-        }
-        if !self.exceptions.insert(Run { old, new, len: 1 }) {
-            return wrong("but that is there already");
-        }
-        self.next = self.next.max(new + 1);
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use super::exceptions::Run;
 use super::life::Known;
 use super::live::{self, Live, Part, Seen};
 use super::store::Wanted;
+use crate::event::Events;
 use crate::guest::HostSlice;
 use crate::map::Leg;
 use crate::targets::cx::Parts;
@@ -17,7 +18,7 @@ use crate::worker::ops::Action;
 use dm_table::SECTOR_SIZE;
 
 /// Places that one operation is in at a time, at most.
-const MOST_PARTS: usize = 64;
+pub(super) const MOST_PARTS: usize = 64;
 
 /// What a table says of a snapshot.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +57,7 @@ pub(super) struct State {
     // Sectors of a chunk as the store has it; 0 when that is not known.
     pub(super) chunk: AtomicU64,
     pub(super) known: Mutex<Known>,
+    pub(super) events: Mutex<Option<Arc<Events>>>,
 }
 
 impl Default for State {
@@ -67,6 +69,7 @@ impl Default for State {
             stopped: AtomicBool::new(false),
             chunk: AtomicU64::new(0),
             known: Mutex::default(),
+            events: Mutex::default(),
         }
     }
 }
