@@ -77,6 +77,12 @@ impl Disk {
     }
 }
 
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.hold.end(&self.chain());
+    }
+}
+
 /// The table of one plain file or partition, as `--blk-file` serves it.
 pub fn whole(path: &str, size: Sectors) -> TableFile {
     use dm_table::{Line, Linear, Source, Table, Target};

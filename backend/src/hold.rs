@@ -12,6 +12,7 @@ use crate::chain::Chain;
 use crate::device::{Component, OpenError, Patience};
 use crate::limit::Limiter;
 use crate::limited;
+use crate::targets::Stateful;
 
 /// How long a component is waited for that a living process has: the source's kernel may take a moment to let go.
 const LIVE: Duration = Duration::from_secs(5);
@@ -84,13 +85,38 @@ impl Hold {
     /// # Errors
     /// Who has a component of `new`. Then everything is as before.
     pub fn exchange(&self, old: &Chain, new: &Chain) -> Result<(), OpenError> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Who does not hold what the old table leads to takes the new one's with the first queue that starts.
-        if state.held {
-            take(new)?;
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who does not hold what the old table leads to takes the new one's with the first queue that starts; unless the new
+        // one's targets write by themselves.
+        if !state.held && kept(new).is_none() {
+            return Ok(());
+        }
+        take(new)?;
+        if std::mem::replace(&mut state.held, true) {
             all(old).for_each(|component| component.leave());
         }
         Ok(())
+    }
+
+    /// The disk's targets become live, which may write by themselves.
+    ///
+    /// # Errors
+    /// Who has a component. Then everything is as before.
+    pub fn begin(&self, chain: &Chain) -> Result<(), OpenError> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.held && kept(chain).is_some() {
+            take(chain)?;
+            state.held = true;
+        }
+        Ok(())
+    }
+
+    /// The disk is no more. Locks and claims stay, for whoever else has the components; they go with the open files.
+    pub fn end(&self, chain: &Chain) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut state.held) {
+            all(chain).for_each(|component| component.leave());
+        }
     }
 
     /// A queue has drained. With the last one everything is given up if `handed_over`.
@@ -100,7 +126,7 @@ impl Hold {
         if state.queues > 0 || !handed_over || !state.held {
             return;
         }
-        if let Some(kept) = chain.map.targets().iter().find(|target| target.is_kept()) {
+        if let Some(kept) = kept(chain) {
             // What it does beside requests goes on, and its last words are still to come: both write.
             return limited!(
                 chain.limiters.control,
@@ -150,6 +176,11 @@ fn take(chain: &Chain) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// A target that writes to its components beside requests, and remembers things there.
+fn kept(chain: &Chain) -> Option<&Arc<Stateful>> {
+    chain.map.targets().iter().find(|target| target.is_kept())
+}
+
 fn all(chain: &Chain) -> impl Iterator<Item = &Arc<Component>> {
     chain.reached().map(|(_, component)| component)
 }
@@ -187,6 +218,15 @@ mod tests {
         fn chain(&mut self, names: &[&str], incoming: bool) -> Chain {
             let line = |(n, name): (usize, &&str)| format!("{} 8 linear {} 0\n", 8 * n, self.path(name).display());
             let text: String = names.iter().enumerate().map(line).collect();
+            self.table(&names.concat(), text, incoming)
+        }
+
+        fn mirror(&mut self, names: &[&str], incoming: bool) -> Chain {
+            let legs: String = names.iter().map(|name| format!(" {} 0", self.path(name).display())).collect();
+            self.table(&names.concat(), format!("0 8 mirror core 1 8 {}{legs}\n", names.len()), incoming)
+        }
+
+        fn table(&mut self, name: &str, text: String, incoming: bool) -> Chain {
             let source = Arc::new(Source::new("test", text));
             let file = dm_table::parse(source.clone(), Format::Auto).unwrap();
             let options = Options { incoming, ..Options::default() };
@@ -198,7 +238,7 @@ mod tests {
                 Ok(Lower::Device { ix, name: dev.text.clone(), size: component.size, limits: component.limits })
             });
             Chain {
-                name: names.concat(),
+                name: name.to_owned(),
                 map: Arc::new(map.unwrap().0),
                 components: components.into_iter().collect(),
                 read_only: false,
@@ -277,5 +317,49 @@ mod tests {
         assert_eq!(bench.free(&["a", "b"]), [false, true]);
         two.leave(&shared, true);
         assert_eq!(bench.free(&["a", "b"]), [true; 2]);
+    }
+
+    #[test]
+    fn a_disk_that_is_removed_does_not_keep_another_from_going() {
+        let mut bench = Bench::new();
+        let (one, two) = (Hold::new(false), Hold::new(false));
+        let (gone, stays) = (bench.chain(&["a"], false), bench.chain(&["a"], false));
+        one.enter(&gone, || true).unwrap();
+        two.enter(&stays, || true).unwrap();
+        one.leave(&gone, false);
+        one.end(&gone);
+        one.end(&gone);
+        drop((one, gone));
+        assert_eq!(bench.free(&["a"]), [false]);
+        two.leave(&stays, true);
+        assert_eq!(bench.free(&["a"]), [true]);
+    }
+
+    #[test]
+    fn a_table_that_writes_by_itself_takes_its_components_before_anyone_is_served() {
+        let mut bench = Bench::new();
+        let (hold, other) = (Hold::new(true), Hold::new(true));
+        let (plain, mirror) = (bench.chain(&["a"], true), bench.mirror(&["a", "b"], true));
+        let theirs = bench.stranger("b").unwrap();
+        hold.exchange(&plain, &mirror).unwrap_err();
+        assert_eq!(bench.free(&["a"]), [true]);
+        drop(theirs);
+        hold.exchange(&plain, &mirror).unwrap();
+        assert_eq!(bench.free(&["a", "b"]), [false; 2]);
+        // A disk that is served by one of its legs gives that up, and the mirror does not.
+        other.enter(&plain, || true).unwrap();
+        other.leave(&plain, true);
+        assert_eq!(bench.free(&["a", "b"]), [false; 2]);
+        // Nor when it is served itself.
+        hold.enter(&mirror, || true).unwrap();
+        hold.leave(&mirror, true);
+        assert_eq!(bench.free(&["a", "b"]), [false; 2]);
+        // Nobody is served what comes after it.
+        hold.exchange(&mirror, &plain).unwrap();
+        drop(mirror);
+        assert_eq!(bench.free(&["a", "b"]), [false, true]);
+        hold.enter(&plain, || true).unwrap();
+        hold.leave(&plain, true);
+        assert_eq!(bench.free(&["a"]), [true]);
     }
 }

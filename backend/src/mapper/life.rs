@@ -211,6 +211,8 @@ impl Mapper {
                 let error = unwilling.error(*minor);
                 error.detail(format!("{}: it cannot be served", disk.name()))
             };
+            // Whoever has them was refused when they were opened: this counts the disk as one of their users.
+            disk.hold.begin(&chain).map_err(|error| DmError::new(libc::EBUSY).detail(error.to_string()))?;
             self.lives.activate(&chain).map_err(unwilling)?;
         }
         disks.iter().for_each(|(minor, disk)| self.lives.go_on(*minor, disk));
