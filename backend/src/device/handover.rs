@@ -169,18 +169,9 @@ mod tests {
 
     #[test]
     fn a_sync_that_fails_is_remembered() {
-        let limits = Limits {
-            logical_block: 512,
-            physical_block: 512,
-            alignment_offset: 0,
-            io_min: 0,
-            io_opt: 0,
-            discard: None,
-            write_zeroes: false,
-        };
         // Not even this kernel syncs it.
         let null = File::open("/dev/null").unwrap();
-        let component = Component::simulated(null, 0, Sectors::new(64), limits, Access::Buffered);
+        let component = Component::simulated(null, 0, Sectors::new(64), Limits::plain(), Access::Buffered);
         write(&component, 512..1024);
         assert_eq!(component.sync().unwrap_err().raw_os_error(), Some(libc::EINVAL));
         assert!(component.unflushed.as_ref().unwrap().stamp().lost());

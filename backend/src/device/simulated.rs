@@ -30,3 +30,18 @@ impl Component {
         }
     }
 }
+
+impl Limits {
+    /// Those of a device that can do nothing but read and write sectors.
+    pub(crate) fn plain() -> Limits {
+        Limits {
+            logical_block: 512,
+            physical_block: 512,
+            alignment_offset: 0,
+            io_min: 0,
+            io_opt: 0,
+            discard: None,
+            write_zeroes: false,
+        }
+    }
+}

@@ -84,17 +84,8 @@ mod tests {
     use crate::device::{Access, Limits};
 
     fn component(number: usize) -> Arc<Component> {
-        let limits = Limits {
-            logical_block: 512,
-            physical_block: 512,
-            alignment_offset: 0,
-            io_min: 0,
-            io_opt: 0,
-            discard: None,
-            write_zeroes: false,
-        };
         let file = std::fs::File::open("/dev/null").unwrap();
-        Arc::new(Component::simulated(file, number, Sectors::new(8), limits, Access::Mapped))
+        Arc::new(Component::simulated(file, number, Sectors::new(8), Limits::plain(), Access::Mapped))
     }
 
     #[test]

@@ -1,21 +1,6 @@
 //! The fields of `info -c`, `splitname` and `stats`.
 
-use super::report::{Field, Group};
-
-const fn field(
-    group: Group,
-    heading: &'static str,
-    width: usize,
-    right: bool,
-    id: &'static str,
-    about: &'static str,
-) -> Field {
-    Field { group, heading, width, right, id, about }
-}
-
-/// Text and numbers.
-const T: bool = false;
-const N: bool = true;
+use super::report::{Field, Group, N, T, field};
 
 /// What is to be known of a device.
 pub(super) static DEVICE: [Field; 32] = [

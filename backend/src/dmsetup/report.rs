@@ -19,6 +19,22 @@ pub(super) struct Field {
     pub about: &'static str,
 }
 
+/// Text and numbers: where they stand in a column.
+pub(super) const T: bool = false;
+pub(super) const N: bool = true;
+
+/// A field in a line of a table of them.
+pub(super) const fn field(
+    group: Group,
+    heading: &'static str,
+    width: usize,
+    right: bool,
+    id: &'static str,
+    about: &'static str,
+) -> Field {
+    Field { group, heading, width, right, id, about }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Group {
     Name,

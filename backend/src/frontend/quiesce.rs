@@ -37,14 +37,44 @@ struct Held<'a> {
     rest: Receiver<()>,
 }
 
+/// The waiting of the one who asked.
+struct Wait<'a> {
+    waits: &'a dyn Waits,
+    started: Instant,
+    // How many times he has been told.
+    told: u64,
+}
+
+impl Wait<'_> {
+    /// Queues go on if it has been taken back.
+    fn is_wanted(&self, held: &mut [Held<'_>]) -> Result<(), TakenBack> {
+        if self.waits.gone() {
+            held.iter_mut().for_each(Held::go);
+            return Err(TakenBack);
+        }
+        Ok(())
+    }
+
+    /// Once more in vain: the same, and tells now and then what is under way in queues from `drains` on.
+    fn goes_on(&mut self, held: &mut [Held<'_>], drains: Option<usize>) -> Result<(), TakenBack> {
+        self.is_wanted(held)?;
+        let due = self.started.elapsed().as_secs() / PATIENCE.as_secs();
+        if due > self.told {
+            self.told = due;
+            let drains = drains.and_then(|at| held.get(at..)).unwrap_or_default();
+            self.waits.tell(&drains.iter().flat_map(Held::under_way).collect::<Vec<_>>());
+        }
+        Ok(())
+    }
+}
+
 /// Stops all queues of these sessions when everything that was under way has ended; they must not be able to start again
 /// meanwhile (`Disk::block`). Requests that have come since stay in the rings.
 ///
 /// # Errors
 /// When it was taken back; then all queues go on, as soon as they may.
 pub fn quiesce(sessions: &[&Session], waits: &dyn Waits) -> Result<(), TakenBack> {
-    let started = Instant::now();
-    let mut told = 0;
+    let mut wait = Wait { waits, started: Instant::now(), told: 0 };
     let mut held: Vec<Held<'_>> = Vec::new();
     for queue in sessions.iter().flat_map(|session| session.queues()) {
         loop {
@@ -56,15 +86,7 @@ pub fn quiesce(sessions: &[&Session], waits: &dyn Waits) -> Result<(), TakenBack
                 // Its front end stops it, for example, and a device lets it wait for that.
                 Err(Busy) => std::thread::sleep(SHORT),
             }
-            if waits.gone() {
-                held.iter_mut().for_each(Held::go);
-                return Err(TakenBack);
-            }
-            let due = started.elapsed().as_secs() / PATIENCE.as_secs();
-            if due > told {
-                told = due;
-                waits.tell(&[]);
-            }
+            wait.goes_on(&mut held, None)?;
         }
     }
     for at in 0..held.len() {
@@ -73,22 +95,11 @@ pub fn quiesce(sessions: &[&Session], waits: &dyn Waits) -> Result<(), TakenBack
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if waits.gone() {
-                held.iter_mut().for_each(Held::go);
-                return Err(TakenBack);
-            }
-            let due = started.elapsed().as_secs() / PATIENCE.as_secs();
-            if due > told {
-                told = due;
-                waits.tell(&held[at..].iter().flat_map(Held::under_way).collect::<Vec<_>>());
-            }
+            wait.goes_on(&mut held, Some(at))?;
         }
     }
     // One who went before he could be told counts on it that the queues go on.
-    if waits.gone() {
-        held.iter_mut().for_each(Held::go);
-        return Err(TakenBack);
-    }
+    wait.is_wanted(&mut held)?;
     let stopping: Vec<_> = held.iter_mut().map(|queue| queue.control.begin_stop(&mut queue.state)).collect();
     for (queue, stopping) in held.iter_mut().zip(stopping) {
         if let Some(stopping) = stopping {

@@ -199,6 +199,38 @@ impl Cx {
     }
 }
 
+/// Parts of a discard or write-zeroes that are under way at a time.
+const AT_A_TIME: usize = 64;
+
+impl Cx {
+    /// The same of an operation that is anything but a flush, and in any number of places: `next` adds the one that begins at a
+    /// sector of the target, of so many sectors at most, and says how many it has. Those of a transfer are under way at the same
+    /// time, being no more than there is data for; a range may be in millions of places.
+    pub async fn in_places(
+        &self,
+        Io { action, at, len, data }: Io,
+        mut next: impl FnMut(&mut Parts<'_>, u64, u64) -> u64,
+    ) -> Result<(), i32> {
+        let most = match action {
+            Action::Discard | Action::Zero { .. } => AT_A_TIME,
+            Action::Read | Action::Write { .. } | Action::Flush => usize::MAX,
+        };
+        let (mut at, end, mut data, mut result) = (at, at + len, Some(data), Ok(()));
+        while at < end {
+            let ended = self.parts(action, data.take().unwrap_or_default(), |parts| {
+                for _ in 0..most {
+                    if at == end {
+                        break;
+                    }
+                    at += next(parts, at, end - at);
+                }
+            });
+            result = result.and(ended.await);
+        }
+        result
+    }
+}
+
 /// What [`Cx::parts`] is given the places of an operation by.
 pub struct Parts<'a> {
     part: Part<'a>,

@@ -16,9 +16,6 @@ use crate::map::{DevIx, Leg};
 use crate::worker::ops::Action;
 use regions::Regions;
 
-/// Parts of a discard or write-zeroes that are under way at a time.
-const AT_A_TIME: usize = 64;
-
 /// Regions that are looked at for one part: a range may be over millions of small ones.
 const REGIONS_AT_A_TIME: u64 = 4096;
 
@@ -65,35 +62,20 @@ fn distinct(legs: &[Leg]) -> Vec<usize> {
 
 impl Target for Switch {
     async fn run(&self, cx: &Cx, io: Io) -> Result<(), i32> {
-        let Io { action, at, len, data } = io;
-        let most = match action {
-            Action::Flush => {
-                return cx
-                    .parts(action, data, |parts| {
-                        self.distinct.iter().for_each(|leg| parts.add(&self.legs[*leg], 0, 0));
-                    })
-                    .await;
-            }
-            // As many as there is data for.
-            Action::Read | Action::Write { .. } => usize::MAX,
-            Action::Discard | Action::Zero { .. } => AT_A_TIME,
-        };
-        let (mut next, end, mut data, mut result) = (at, at + len, Some(data), Ok(()));
-        while next < end {
-            let ended = cx.parts(action, data.take().unwrap_or_default(), |parts| {
-                for _ in 0..most {
-                    if next == end {
-                        break;
-                    }
-                    let (path, len) = self.on_one_path(next, end - next);
-                    // Every path has the whole line.
-                    parts.add(&self.legs[path], next, len);
-                    next += len;
-                }
-            });
-            result = result.and(ended.await);
+        if io.action == Action::Flush {
+            return cx
+                .parts(io.action, io.data, |parts| {
+                    self.distinct.iter().for_each(|leg| parts.add(&self.legs[*leg], 0, 0));
+                })
+                .await;
         }
-        result
+        cx.in_places(io, |parts, at, most| {
+            let (path, len) = self.on_one_path(at, most);
+            // Every path has the whole line.
+            parts.add(&self.legs[path], at, len);
+            len
+        })
+        .await
     }
 
     fn status(&self, _: &dyn Fn(&str) -> String) -> String {

@@ -8,9 +8,6 @@ use super::{Cx, Io, Target};
 use crate::map::{DevIx, Leg};
 use crate::worker::ops::Action;
 
-/// Chunks of a range that are under way at a time.
-const AT_A_TIME: usize = 64;
-
 /// See the module's text.
 pub struct Unstriped {
     // Begins where the stripe's first chunk does.
@@ -28,29 +25,16 @@ impl Unstriped {
 
 impl Target for Unstriped {
     async fn run(&self, cx: &Cx, io: Io) -> Result<(), i32> {
-        let Io { action, at, len, data } = io;
-        let most = match action {
-            Action::Flush => return cx.io(&self.leg, action, 0, 0, data).await,
-            // As many as there is data for.
-            Action::Read | Action::Write { .. } => usize::MAX,
-            Action::Discard | Action::Zero { .. } => AT_A_TIME,
-        };
-        let (mut next, end, mut data, mut result) = (at, at + len, Some(data), Ok(()));
-        while next < end {
-            let ended = cx.parts(action, data.take().unwrap_or_default(), |parts| {
-                for _ in 0..most {
-                    if next == end {
-                        break;
-                    }
-                    let within = next % self.chunk;
-                    let take = (self.chunk - within).min(end - next);
-                    parts.add(&self.leg, next / self.chunk * self.row + within, take);
-                    next += take;
-                }
-            });
-            result = result.and(ended.await);
+        if io.action == Action::Flush {
+            return cx.io(&self.leg, io.action, 0, 0, io.data).await;
         }
-        result
+        cx.in_places(io, |parts, at, most| {
+            let within = at % self.chunk;
+            let len = (self.chunk - within).min(most);
+            parts.add(&self.leg, at / self.chunk * self.row + within, len);
+            len
+        })
+        .await
     }
 
     fn status(&self, _: &dyn Fn(&str) -> String) -> String {

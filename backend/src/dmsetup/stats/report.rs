@@ -4,27 +4,14 @@ use std::time::{Duration, Instant};
 
 use super::super::console::{Done, Failed};
 use super::super::context::{Context, Device};
-use super::super::report::{self, Field, Group, NoReport, Report, Value};
+use super::super::report::{self, Field, Group, N, NoReport, Report, T, Value, field};
 use super::region::{Counters, Region};
 use super::units::Units;
 use super::{devices, regions, send, words};
 use crate::control::schema::Info;
 
-const fn field(
-    group: Group,
-    heading: &'static str,
-    width: usize,
-    right: bool,
-    id: &'static str,
-    about: &'static str,
-) -> Field {
-    Field { group, heading, width, right, id, about }
-}
-
 const C: Group = Group::Stats;
 const R: Group = Group::Region;
-const T: bool = false;
-const N: bool = true;
 
 static FIELDS: [Field; 58] = [
     field(Group::Name, "Name", 16, T, "name", "Name of the device."),
