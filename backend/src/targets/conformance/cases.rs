@@ -31,6 +31,11 @@ macro_rules! cases {
             }
 
             #[test]
+            fn a_suspend_waits_for_devices_alone() {
+                checks::a_suspend_waits_for_devices_alone(&CASE);
+            }
+
+            #[test]
             fn its_life_may_take_any_turn() {
                 checks::its_life_may_take_any_turn(&CASE);
             }
@@ -56,6 +61,22 @@ cases! {
             let (row, leg, within) = (at / 16, at / 8 % 2, at % 8);
             Some((leg as usize, row * 8 + within + 40 * leg))
         },
+        ..PLAIN
+    };
+    // For hours.
+    delay_long = Case { parts: &[256], tables: &["0 256 delay c0 0 7200000 c0 0 3600000"], ..PLAIN };
+    // What a resync reads and writes is held back for hours too, and no queue has a part in that.
+    delay_below_a_resync = Case {
+        parts: &[160, 160],
+        tables: &[
+            "0 128 delay c0 8 7200000",
+            "0 128 delay c1 0 0 c1 0 3600000",
+            "0 128 mirror core 1 32 2 /dev/mapper/t0 0 /dev/mapper/t1 0",
+        ],
+        place: |at| Some((0, at + 8)),
+        masks: true,
+        rewrites: true,
+        whole: &[1],
         ..PLAIN
     };
     // Nothing but the upper one reaches the lower one.

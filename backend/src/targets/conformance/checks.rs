@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use dm_table::{Format, Source, parse};
 use fastrand::Rng;
@@ -229,6 +230,33 @@ pub(super) fn a_suspend_in_the_middle_ends_and_everything_goes_on(case: &'static
             assert!(status(&bench) == before, "it has forgotten something: {before:?}, now {:?}", status(&bench));
             bench.settle();
         }
+        assert_eq!(bench.errors, 0);
+        let seen = bench.read_all();
+        bench.model.check_now(&seen);
+        bench.end();
+    });
+}
+
+/// What a target holds back for no other reason than time, of requests and of what other targets do in the background, goes
+/// on at once.
+pub(super) fn a_suspend_waits_for_devices_alone(case: &'static Case) {
+    // On the clock of the simulation, which goes on to the next look of a target at what it does whenever that one's worker
+    // has a turn and nothing else to do.
+    const MOST: Duration = Duration::from_secs(600);
+    each_seed(16, |seed| {
+        let mut bench = bench(case, seed);
+        let mut rng = Rng::with_seed(seed);
+        for round in 0..3 {
+            some(&mut rng, bench.model.len(), bench.block(), EVERYTHING).into_iter().for_each(|op| bench.submit(op));
+            let turns = rng.u32(..60);
+            bench.turns(turns);
+            let began = bench.sim.now();
+            bench.suspend_at_once();
+            let took = bench.sim.now() - began;
+            assert!(took < MOST, "a suspend takes {took:?}");
+            bench.resume(round % 2 == 1);
+        }
+        bench.settle();
         assert_eq!(bench.errors, 0);
         let seen = bench.read_all();
         bench.model.check_now(&seen);

@@ -7,6 +7,7 @@
 //! - What a flush, or a durable write, has acknowledged survives a crash at any moment.
 //! - A suspend in the middle of requests and of what it does in the background comes to its end; it goes on as it was, over
 //!   tables that were built anew, too.
+//! - A suspend waits for devices, and for nothing that is held back for no other reason than time.
 //! - It may be probed, activated, sent to its background and retired in any order that makes sense, again and again.
 //! - Its table's text is read as it was printed.
 //! - In the end nothing is left behind: no slot of a task or an operation, no buffer, no job.
