@@ -485,15 +485,29 @@ impl Bench {
     pub fn suspend(&mut self) {
         for layer in (0..self.layers.len()).rev() {
             self.targets(layer).iter().for_each(|target| target.presuspend());
+            self.hands[0].wake();
             if layer + 1 == self.layers.len() {
-                let held: Vec<Receiver<()>> =
-                    self.hands[1..].iter_mut().zip(&self.queues).map(|(hand, queue)| hand.hold(*queue)).collect();
-                for held in held {
-                    self.answer("a queue does not drain", &held);
-                }
+                self.drain();
             }
             self.targets(layer).iter().for_each(|target| target.postsuspend());
             self.rest(layer);
+        }
+    }
+
+    /// The same as when the lowest device is suspended, and those above it with it.
+    pub fn suspend_at_once(&mut self) {
+        self.all_targets().iter().for_each(|target| target.presuspend());
+        self.hands[0].wake();
+        self.drain();
+        self.all_targets().iter().for_each(|target| target.postsuspend());
+        self.rest(0);
+    }
+
+    fn drain(&mut self) {
+        let held: Vec<Receiver<()>> =
+            self.hands[1..].iter_mut().zip(&self.queues).map(|(hand, queue)| hand.hold(*queue)).collect();
+        for held in held {
+            self.answer("a queue does not drain", &held);
         }
     }
 
