@@ -463,7 +463,6 @@ fn a_disk_goes_to_another_process_and_never_has_two_writers() {
     source.stop();
 }
 
-/// Whether some process says by QEMU's image locks that it writes the file: on byte 101.
 #[test]
 fn a_disk_that_nobody_is_served_does_not_keep_another_from_going() {
     let disk = Plain::new();
@@ -481,6 +480,65 @@ fn a_disk_that_nobody_is_served_does_not_keep_another_from_going() {
     source.daemon.stop();
 }
 
+/// What a snapshot or a mirror remembers is on its components, and it writes there when the guest has stopped, too.
+#[test]
+fn a_table_that_keeps_state_on_its_components_stays_at_the_source() {
+    let tables = [
+        ("snapshot", "0 2048 snapshot A B P 8\n"),
+        ("mirror", "0 2048 mirror core 2 64 nosync 2 A 0 B 0\n"),
+        // Its resync has begun when the guest stops.
+        ("mirror", "0 2048 mirror disk 2 C 64 2 A 0 B 0\n"),
+        ("mirror", "low,,,rw,0 2048 mirror core 1 64 2 A 0 B 0;top,,,rw,0 1000 linear /dev/mapper/low 24\n"),
+    ];
+    for (kind, table) in tables {
+        let disk = Plain::new();
+        let paths = [disk.component.clone(), disk.dir.path().join("second"), disk.dir.path().join("log")];
+        files::component(&paths[1], &vec![0; 2 * disk.bytes.len()]);
+        files::component(&paths[2], &[0; 8 * SECTOR as usize]);
+        let mut text = table.to_owned();
+        for (letter, path) in [" A ", " B ", " C "].iter().zip(&paths) {
+            text = text.replace(letter, &format!(" {} ", path.display()));
+        }
+        let mut source = Served::table(&text, &[]);
+        let mut here = source.vmm(&Setup::default());
+        here.write(0, 8, &[0x11; 4096]).expect("a write");
+        let _log = start_logging(&here);
+        here.write(0, 16, &[0x22; 4096]).expect("a write while it migrates");
+        enable(&here, false);
+        for path in paths.iter().filter(|path| text.contains(&path.display().to_string())) {
+            // The origin of a snapshot is only read.
+            assert!((kind, path) == ("snapshot", &paths[0]) || is_locked(path), "{table}: {}", path.display());
+        }
+        assert!(source.daemon.log().contains("the destination cannot have them"), "{table}: {}", source.daemon.log());
+
+        // Neither as what comes nor as what begins.
+        for (args, why) in [(&["--incoming"][..], "serve it without --incoming"), (&[], "cannot be served")] {
+            let mut destination = Served::table(&text, args);
+            let ended = destination.daemon.wait(std::time::Duration::from_secs(20)).expect("it ends");
+            assert_ne!(ended.code(), Some(0), "{table}");
+            assert!(destination.daemon.log().contains(why), "{table}: {}", destination.daemon.log());
+        }
+
+        // The guest goes on where it was.
+        enable(&here, true);
+        assert_eq!(here.read(0, 8, 4096).expect("a read"), [0x11; 4096], "{table}");
+        assert_eq!(here.read(0, 16, 4096).expect("a read"), [0x22; 4096], "{table}");
+        here.write(0, 24, &[0x33; 4096]).expect("a write after it");
+        here.flush(0).expect("a flush");
+        drop(here);
+        source.daemon.stop();
+        // It is all there for who serves it next.
+        let mut next = Served::table(&text, &[]);
+        let mut here = next.vmm(&Setup::default());
+        for (sector, byte) in [(8, 0x11), (16, 0x22), (24, 0x33)] {
+            assert_eq!(here.read(0, sector, 4096).expect("a read"), [byte; 4096], "{table}");
+        }
+        drop(here);
+        next.daemon.stop();
+    }
+}
+
+/// Whether some process says by QEMU's image locks that it writes the file: on byte 101.
 fn is_locked(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let inode = std::fs::metadata(path).expect("stat the component").ino().to_string();
