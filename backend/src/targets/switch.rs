@@ -9,12 +9,15 @@ mod regions;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dm_table::{RegionMapping, SwitchMessage};
+use dm_table::{MessageError, SwitchMessage};
 
 use super::{Cx, Io, Refused, Target};
 use crate::map::{DevIx, Leg};
 use crate::worker::ops::Action;
 use regions::Regions;
+
+/// Parts of a discard or write-zeroes that are under way at a time.
+const AT_A_TIME: usize = 64;
 
 /// Regions that are looked at for one part: a range may be over millions of small ones.
 const REGIONS_AT_A_TIME: u64 = 4096;
@@ -52,6 +55,11 @@ impl Switch {
     }
 }
 
+/// What the kernel's log says of a message.
+fn said(error: MessageError) -> Refused {
+    error.kernel().map_or_else(|| error.to_string(), str::to_owned)
+}
+
 /// A device that is named twice is to be flushed once.
 fn distinct(legs: &[Leg]) -> Vec<usize> {
     let mut seen = BTreeSet::new();
@@ -62,20 +70,35 @@ fn distinct(legs: &[Leg]) -> Vec<usize> {
 
 impl Target for Switch {
     async fn run(&self, cx: &Cx, io: Io) -> Result<(), i32> {
-        if io.action == Action::Flush {
-            return cx
-                .parts(io.action, io.data, |parts| {
-                    self.distinct.iter().for_each(|leg| parts.add(&self.legs[*leg], 0, 0));
-                })
-                .await;
+        let Io { action, at, len, data } = io;
+        let most = match action {
+            Action::Flush => {
+                return cx
+                    .parts(action, data, |parts| {
+                        self.distinct.iter().for_each(|leg| parts.add(&self.legs[*leg], 0, 0));
+                    })
+                    .await;
+            }
+            // As many as there is data for.
+            Action::Read | Action::Write { .. } => usize::MAX,
+            Action::Discard | Action::Zero { .. } => AT_A_TIME,
+        };
+        let (mut next, end, mut data, mut result) = (at, at + len, Some(data), Ok(()));
+        while next < end {
+            let ended = cx.parts(action, data.take().unwrap_or_default(), |parts| {
+                for _ in 0..most {
+                    if next == end {
+                        break;
+                    }
+                    let (path, len) = self.on_one_path(next, end - next);
+                    // Every path has the whole line.
+                    parts.add(&self.legs[path], next, len);
+                    next += len;
+                }
+            });
+            result = result.and(ended.await);
         }
-        cx.in_places(io, |parts, at, most| {
-            let (path, len) = self.on_one_path(at, most);
-            // Every path has the whole line.
-            parts.add(&self.legs[path], at, len);
-            len
-        })
-        .await
+        result
     }
 
     fn status(&self, _: &dyn Fn(&str) -> String) -> String {
@@ -83,16 +106,9 @@ impl Target for Switch {
     }
 
     fn message(&self, args: &[&str]) -> Result<Option<String>, Refused> {
-        let said = |error: dm_table::MessageError| error.kernel().map_or_else(|| error.to_string(), str::to_owned);
         let SwitchMessage::SetRegionMappings(mappings) =
             SwitchMessage::parse(args, self.regions.len(), self.legs.len() as u64).map_err(said)?;
-        let mut writer = self.regions.writer();
-        for mapping in mappings {
-            match mapping.map_err(said)? {
-                RegionMapping::Set { region, path } => writer.set(region, path),
-                RegionMapping::Repeat { first, count, cycle } => writer.repeat(first, count, cycle),
-            }
-        }
+        self.regions.change(mappings)?;
         Ok(None)
     }
 

@@ -4,11 +4,18 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use dm_table::{RegionMapping, RegionMappings};
+
+use super::said;
+use crate::targets::Refused;
+
 /// Bytes that the tables of all switches of the process may come to: regions may be as many as sectors, and a process may
 /// have many switches. It is room for 2^29 regions on two paths.
 const MOST: usize = 64 << 20;
 /// Words of a page of the table.
 const PAGE: u64 = 512;
+/// Regions that one message may set, or as many as there are: by repeating, a message of a few words can be work for days.
+const MOST_CHANGES: u64 = 1 << 24;
 
 /// Room for tables, and how many bytes of it are taken.
 pub(super) struct Room(AtomicUsize);
@@ -87,24 +94,49 @@ impl Regions {
         page.get(word).map_or(0, |word| word.load(Ordering::Relaxed) >> bit & self.mask())
     }
 
+    /// Does what a message says, up to the first mistake.
+    ///
+    /// # Errors
+    /// The mistake; or that it is more work than one message may be.
+    pub fn change(&self, mappings: RegionMappings<'_>) -> Result<(), Refused> {
+        let most = MOST_CHANGES.max(self.len);
+        let (mut left, mut writer) = (most, self.writer());
+        for mapping in mappings {
+            let mapping = mapping.map_err(said)?;
+            let count = if let RegionMapping::Repeat { count, .. } = mapping { count } else { 1 };
+            left = left.checked_sub(count).ok_or_else(|| {
+                format!(
+                    "switch: set_region_mappings sets more than {most} regions: send what follows in another message"
+                )
+            })?;
+            match mapping {
+                RegionMapping::Set { region, path } => writer.set(region, path),
+                RegionMapping::Repeat { first, count, cycle } => writer.repeat(first, count, cycle),
+            }
+        }
+        Ok(())
+    }
+
     /// Whoever changes them, one at a time.
-    pub fn writer(&self) -> Writer<'_> {
+    fn writer(&self) -> Writer<'_> {
         Writer { regions: self, _guard: self.changed.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// A page on which nothing has been changed.
     fn untouched(&self, page: usize) -> Page {
         let first = page as u64 * PAGE;
+        // No more than what there is room taken for.
+        let end = (first + PAGE).min(self.len.div_ceil(self.per_word));
         let word = |word: u64| {
             let regions = (0..self.per_word).map(|n| (word * self.per_word + n, n as u32 * self.bits));
             AtomicU64::new(regions.fold(0, |sum, (region, bit)| sum | (region % self.paths) << bit))
         };
-        (first..first + PAGE).map(word).collect()
+        (first..end).map(word).collect()
     }
 }
 
 /// See [`Regions::writer`].
-pub(super) struct Writer<'r> {
+struct Writer<'r> {
     regions: &'r Regions,
     _guard: MutexGuard<'r, ()>,
 }
@@ -130,6 +162,8 @@ impl Writer<'_> {
 
 #[cfg(test)]
 mod tests {
+    use dm_table::SwitchMessage;
+
     use super::*;
 
     #[test]
@@ -159,6 +193,36 @@ mod tests {
             let differs = (0..100_000).find(|region| regions.get(*region) != model[*region as usize]);
             assert_eq!(differs, None, "{paths} paths");
         }
+    }
+
+    fn told(regions: &Regions, words: &[&str]) -> Result<(), String> {
+        let SwitchMessage::SetRegionMappings(mappings) = SwitchMessage::parse(words, regions.len(), 2).unwrap();
+        regions.change(mappings)
+    }
+
+    #[test]
+    fn a_message_is_work_for_a_moment() {
+        let regions = Regions::new(&ROOM, 1 << 20, 2).expect("room");
+        // All regions again and again: a line of JSON has room for hundreds of thousands of that.
+        let words: Vec<&str> = ["set_region_mappings"].into_iter().chain(["0:1", "R1,fffff"].repeat(1000)).collect();
+        let why = told(&regions, &words).expect_err("too much");
+        assert!(why.starts_with("switch: set_region_mappings sets more than 16777216 regions"), "{why}");
+        // Of a mistake the kernel keeps what is before it; so here.
+        assert_eq!(regions.get(0xfffff), 1);
+        assert_eq!(told(&regions, &words[..17]), Ok(()));
+        // All of a larger one in one message is not too much.
+        let regions = Regions::new(&ROOM, 20 << 20, 2).expect("room");
+        assert_eq!(told(&regions, &["set_region_mappings", "0:1", "R1,13fffff"]), Ok(()));
+        assert_eq!(regions.get((20 << 20) - 1), 1);
+        assert!(told(&regions, &["set_region_mappings", "0:1", "R1,13fffff", "0:1", "R1,13fffff"]).is_err());
+    }
+
+    #[test]
+    fn a_small_table_takes_little_memory() {
+        let regions = Regions::new(&ROOM, 100, 2).expect("room");
+        assert_eq!(told(&regions, &["set_region_mappings", "63:1"]), Ok(()));
+        let words: usize = regions.pages.iter().filter_map(OnceLock::get).map(|page| page.len()).sum();
+        assert_eq!((words, regions.get(99), regions.get(98)), (2, 1, 0));
     }
 
     #[test]
