@@ -72,6 +72,15 @@ pub enum Command {
         /// Table file; - for standard input
         #[arg(value_name = "FILE")]
         table: PathBuf,
+        /// As when serving: what lies over the disk, and all that speaks against that. Nothing is made or written
+        #[arg(long, value_name = "COWFILE|tmp", conflicts_with_all = ["read_only", "incoming"])]
+        overlay: Option<Overlay>,
+        /// Which device of a concise table file the overlay lies over (default: the one that no other uses)
+        #[arg(long, value_name = "NAME", requires = "overlay")]
+        device: Option<String>,
+        /// As when serving: bytes of a logical block, 512 or 4096
+        #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = block_size)]
+        block_size: u32,
         /// As when serving.
         #[command(flatten)]
         open: Open,
@@ -281,7 +290,8 @@ fn ring_size(text: &str) -> Result<u16, String> {
     }
 }
 
-fn block_size(text: &str) -> Result<u32, String> {
+/// Of `--block-size`.
+pub(crate) fn block_size(text: &str) -> Result<u32, String> {
     match text {
         "512" => Ok(512),
         "4096" => Ok(4096),

@@ -31,9 +31,9 @@ fn main() -> ExitCode {
     }
     let args = Args::parse();
     let result = match &args.command {
-        Some(Command::Check { table, open, judging, log }) => {
+        Some(Command::Check { table, overlay, device, block_size, open, judging, log }) => {
             init_log(log);
-            match run_check(table, open, judging) {
+            match run_check(table, (overlay.as_ref(), device.as_deref(), *block_size), open, judging) {
                 Ok(status) => return status,
                 Err(message) => Err(message),
             }
@@ -293,20 +293,29 @@ fn read_table(path: &Path, concise: bool) -> Result<(TableFile, String), String>
     Ok((file, stem.unwrap_or_else(|| "disk".into())))
 }
 
-fn run_check(table: &Path, open: &Open, judging: &Judging) -> Result<ExitCode, String> {
+fn run_check(
+    table: &Path,
+    (overlay, device, block_size): (Option<&Overlay>, Option<&str>, u32),
+    open: &Open,
+    judging: &Judging,
+) -> Result<ExitCode, String> {
     let (file, name) = match read_table(table, open.concise) {
-        Err(error) if judging.json => return tell(&inspect::Verdict::unreadable(error), judging),
+        Err(error) if judging.json => return tell(inspect::Verdict::unreadable(error), judging),
         read => read?,
     };
     // Asked what is, it does not wait for what will be: a component of a killed process is refused here.
-    let settings = Settings { components: components(open), ..Settings::default() };
+    let settings = Settings { components: components(open), block_size, ..Settings::default() };
     let pool = Pool::new(0, Duration::ZERO, Cpus::default());
     let mapper = Mapper::new(settings, Registry::new(), Arc::new(pool), None);
+    if let Some(overlay) = overlay {
+        return tell(overlay::check(&mapper, (&file, &name), overlay, device), judging);
+    }
     let started = mapper.start(&file, &name).map(|warnings| (mapper.started(), warnings));
-    tell(&inspect::judge(&file, started, open.read_only, judging), judging)
+    tell(inspect::judge(&file, started, open.read_only), judging)
 }
 
-fn tell(verdict: &inspect::Verdict, judging: &Judging) -> Result<ExitCode, String> {
+fn tell(verdict: inspect::Verdict, judging: &Judging) -> Result<ExitCode, String> {
+    let verdict = verdict.settled(judging);
     if judging.json {
         let json = serde_json::to_string_pretty(&verdict).map_err(|e| say("cannot write JSON")(&e))?;
         commands::say(&format!("{json}\n"))?;

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
-use crate::host::{PATIENCE, Scratch, run, top};
+use crate::host::{PATIENCE, Piece, Scratch, run, top};
 
 /// The directory of the guest's kernel and initramfs.
 fn guest_images() -> &'static Path {
@@ -22,6 +22,29 @@ fn guest_images() -> &'static Path {
 pub fn disk_images() -> &'static Path {
     static IMAGES: OnceLock<PathBuf> = OnceLock::new();
     IMAGES.get_or_init(|| run(&mut Command::new(top().join("vm-images/disk.sh"))).into())
+}
+
+/// The bootable disk's pieces, copied so that the guest may write them. `test` is what the booted system runs.
+pub fn bootable_disk(scratch: &Scratch, test: &str) -> Vec<Piece> {
+    let images = disk_images();
+    let layout = fs::read_to_string(images.join("layout")).expect("the layout of the bootable disk");
+    let pieces = layout
+        .lines()
+        .map(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let len = words[1].parse().expect("a number of sectors");
+            if words[2] == "zero" {
+                return Piece::Zero(len);
+            }
+            let copy = scratch.path(words[2]);
+            run(Command::new("cp").arg("--sparse=always").arg(images.join(words[2])).arg(&copy));
+            Piece::Linear(len, copy, 0)
+        })
+        .collect();
+    let script = scratch.text("rc.test", test);
+    let root = scratch.path("root.img");
+    run(Command::new("debugfs").args(["-w", "-R"]).arg(format!("write {} /etc/rc.test", script.display())).arg(&root));
+    pieces
 }
 
 /// What to start a virtual machine with.

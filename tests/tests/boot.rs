@@ -23,7 +23,7 @@ use dm_tests::daemon::{Daemon, flag};
 use dm_tests::files::allocated;
 use dm_tests::skip::skip;
 use host::{Loop, Piece, Scratch, assemble, disk_sha256, run, serve, sha256, table};
-use vm::{Setup, disk_images};
+use vm::{Setup, bootable_disk};
 
 const SERIAL: &str = "--serial=boot-test";
 
@@ -301,29 +301,6 @@ fn one_daemon_serves_two_disks() {
     assert_eq!(disk_sha256(&scratch, &other), other_sum);
 }
 
-/// The bootable disk's pieces, copied so that the guest may write them. `test` is what the booted system runs.
-fn bootable_disk(scratch: &Scratch, test: &str) -> Vec<Piece> {
-    let images = disk_images();
-    let layout = fs::read_to_string(images.join("layout")).expect("the layout of the bootable disk");
-    let pieces = layout
-        .lines()
-        .map(|line| {
-            let words: Vec<_> = line.split_whitespace().collect();
-            let len = words[1].parse().expect("a number of sectors");
-            if words[2] == "zero" {
-                return Piece::Zero(len);
-            }
-            let copy = scratch.path(words[2]);
-            run(Command::new("cp").arg("--sparse=always").arg(images.join(words[2])).arg(&copy));
-            Piece::Linear(len, copy, 0)
-        })
-        .collect();
-    let script = scratch.text("rc.test", test);
-    let root = scratch.path("root.img");
-    run(Command::new("debugfs").args(["-w", "-R"]).arg(format!("write {} /etc/rc.test", script.display())).arg(&root));
-    pieces
-}
-
 /// Boots by firmware, twice: the booted system reboots itself the first time.
 fn boot_twice_by_firmware(setup: fn(Setup) -> Setup) {
     let scratch = Scratch::new();
@@ -359,32 +336,4 @@ fn a_bios_boots_from_the_assembled_disk() {
 #[test]
 fn uefi_boots_from_the_assembled_disk() {
     boot_twice_by_firmware(|setup| setup.arg("--uefi"));
-}
-
-/// The root file system of the bootable disk with a throw-away overlay: the recipe of README, on files in the place of
-/// partitions.
-#[test]
-fn a_root_partition_boots_with_a_throw_away_overlay() {
-    let scratch = Scratch::new();
-    let pieces = bootable_disk(&scratch, "echo; echo boot $(wc -l </var/boots) of $(findmnt -no SOURCE /)\n");
-    let files = ["gpt-head.img", "boot.img", "root.img", "gpt-tail.img"].map(|name| scratch.path(name));
-    let before = files.each_ref().map(|path| sha256(path));
-    let kept = flag("--overlay", &scratch.path("cow"));
-    // Twice with one that is forgotten, then twice with one that is kept.
-    for (overlay, boots) in [("--overlay=tmp", "1"), ("--overlay=tmp", "1"), (&kept, "1"), (&kept, "2")] {
-        let daemon = serve(&scratch, &pieces, &[overlay]);
-        let mut vm = Setup::new(&scratch).disk(&scratch.socket("disk"), "").boot();
-        assert_eq!(vm.wait_for("boot"), format!("{boots} of /dev/vda2"), "{overlay}");
-        vm.power_off();
-        daemon.stop();
-        assert_eq!(files.each_ref().map(|path| sha256(path)), before, "{overlay}: the base has changed");
-    }
-    let table = flag("--table", &scratch.path("disk.table"));
-    run(Command::new(dm_tests::daemon::binary()).arg("commit").arg(scratch.path("cow")).arg(&table));
-    let root = scratch.path("root.img");
-    check_file_system(&root);
-    let boots = fs::read_to_string(read_file(&scratch, &root, "/var/boots")).expect("the list of boots");
-    assert_eq!(boots.lines().count(), 2, "boots noted on the root file system: {boots:?}");
-    run(Command::new(dm_tests::daemon::binary()).arg("discard").arg(scratch.path("cow")));
-    assert!(!scratch.path("cow").exists());
 }

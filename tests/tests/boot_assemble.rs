@@ -4,6 +4,8 @@
 //! Needs what `ci/setup.sh` installs.
 #![allow(dead_code, reason = "other tests use more of what they share with this one")]
 
+#[path = "../boot/disk.rs"]
+mod disk;
 #[path = "../boot/host.rs"]
 mod host;
 #[path = "../boot/vm.rs"]
@@ -14,9 +16,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use disk::Disk;
 use dm_tests::daemon::{Daemon, binary, flag};
 use dm_tests::skip::skip;
-use host::{Loop, Piece, Scratch, run, sha256};
+use host::{Piece, Scratch, run, sha256};
 use vm::{Setup, disk_images};
 
 /// What the booted system does: says where its root is and what two tools think of the disk.
@@ -239,36 +242,6 @@ fn the_disk_of_an_image_boots_with_one_partition_real_and_one_replaced() {
     only_changed(&before, &image, &[2]);
 }
 
-/// A loop device whose partitions the kernel was told of.
-struct Disk {
-    device: Loop,
-}
-
-impl Disk {
-    fn attach(image: &Path) -> Result<Disk, String> {
-        let disk = Disk { device: Loop::attach(image, 512)? };
-        if !disk.partition(1).exists() {
-            let added =
-                Command::new("partx").arg("--add").arg(disk.device.path()).output().map_err(|e| e.to_string())?;
-            if !added.status.success() || !disk.partition(1).exists() {
-                return Err(format!("partx: {}", String::from_utf8_lossy(&added.stderr)));
-            }
-        }
-        Ok(disk)
-    }
-
-    fn partition(&self, number: u32) -> PathBuf {
-        PathBuf::from(format!("{}p{number}", self.device.path().display()))
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // The loop device goes after its partitions.
-        let _ = Command::new("partx").arg("--delete").arg(self.device.path()).output();
-    }
-}
-
 /// A root file system out of the host's disk.
 fn root_of(scratch: &Scratch, image: &Path) -> PathBuf {
     let bytes = fs::read(image).expect("the host's disk");
@@ -277,43 +250,40 @@ fn root_of(scratch: &Scratch, image: &Path) -> PathBuf {
     root
 }
 
-#[test]
-fn the_other_system_of_a_disk_boots_from_its_partitions() {
-    const NAME: &str = "the_other_system_of_a_disk_boots_from_its_partitions";
+/// A disk on a loop device, and a test that has guests write to its partitions 2 and 3, of which the latter is booted once.
+fn on_a_loop_device(name: &str, test: impl FnOnce(&Scratch, &Disk)) {
     let scratch = Scratch::new();
     let image = host_disk(&scratch);
     let before = fs::read(&image).expect("the host's disk");
     let disk = match Disk::attach(&image) {
         Ok(disk) => disk,
-        Err(why) => return skip(NAME, &why),
+        Err(why) => return skip(name, &why),
     };
-    let from = format!("--from={}", disk.device.path().display());
-    assemble(&scratch, &[&from, "--only=2,3", "--rest=zero"]);
-    boot(&scratch, |setup| setup, "/dev/vda3", ROOT);
+    test(&scratch, &disk);
     drop(disk);
     only_changed(&before, &image, &[2, 3]);
     check_boots(&root_of(&scratch, &image));
 }
 
 #[test]
+fn the_other_system_of_a_disk_boots_from_its_partitions() {
+    on_a_loop_device("the_other_system_of_a_disk_boots_from_its_partitions", |scratch, disk| {
+        let from = format!("--from={}", disk.path().display());
+        assemble(scratch, &[&from, "--only=2,3", "--rest=zero"]);
+        boot(scratch, |setup| setup, "/dev/vda3", ROOT);
+    });
+}
+
+#[test]
 fn uefi_boots_partitions_that_keep_their_partuuids() {
-    const NAME: &str = "uefi_boots_partitions_that_keep_their_partuuids";
-    let scratch = Scratch::new();
-    let image = host_disk(&scratch);
-    let before = fs::read(&image).expect("the host's disk");
-    let disk = match Disk::attach(&image) {
-        Ok(disk) => disk,
-        Err(why) => return skip(NAME, &why),
-    };
-    // GRUB looks for its configuration on the first partition.
-    let piece = |name: &str, number| format!("{name}={}", disk.partition(number).display());
-    let said = assemble(&scratch, &[&piece("esp", 2), &piece("root", 3)]);
-    assert!(
-        said.contains(&format!("PARTUUID={ROOT}\n     type, GUID, label and attributes as partition 3 of ")),
-        "{said}"
-    );
-    boot(&scratch, |setup| setup.arg("--uefi"), "/dev/vda2", ROOT);
-    drop(disk);
-    only_changed(&before, &image, &[2, 3]);
-    check_boots(&root_of(&scratch, &image));
+    on_a_loop_device("uefi_boots_partitions_that_keep_their_partuuids", |scratch, disk| {
+        // GRUB looks for its configuration on the first partition.
+        let piece = |name: &str, number| format!("{name}={}", disk.partition(number).display());
+        let said = assemble(scratch, &[&piece("esp", 2), &piece("root", 3)]);
+        assert!(
+            said.contains(&format!("PARTUUID={ROOT}\n     type, GUID, label and attributes as partition 3 of ")),
+            "{said}"
+        );
+        boot(scratch, |setup| setup.arg("--uefi"), "/dev/vda2", ROOT);
+    });
 }

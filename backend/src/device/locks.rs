@@ -103,10 +103,16 @@ pub(super) fn acquire(file: &File, usage: Use) -> Result<(), Refusal> {
     check(file, usage)
 }
 
-/// Takes the locks of a writer for as long as this description of the file is open, and tells whether nobody else has it. On a
-/// file system without locks nobody can be known to.
-pub(crate) fn lock_alone(file: &File) -> bool {
-    !matches!(acquire(file, Use::Write), Err(Refusal::Held { .. }))
+/// Takes the locks of a writer for as long as this description of the file is open; it need not be open for writing. On a file
+/// system without locks nobody can be known to have it.
+///
+/// # Errors
+/// Who else has it.
+pub(crate) fn lock_alone(file: &File) -> Result<(), String> {
+    match acquire(file, Use::Write) {
+        Err(Refusal::Held { why, .. }) => Err(why),
+        _ => Ok(()),
+    }
 }
 
 /// Looks for locks of other descriptions that exclude `usage`.

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
+use clap::builder::PossibleValuesParser;
 use dm_table::TableFile;
 
 use super::export::{self, Errors, Options};
 use super::{Assembled, Layout, show, snippets, svg};
 use crate::args::Log;
-use crate::chain::Chain;
 use crate::check::human;
 use crate::device::{Cache, Options as Opening, Registry};
 use crate::mapper::{Mapper, Settings, Started};
+use crate::overlay::{self, OTHER_BASE, Overlay, Viewed};
 use crate::worker::pool::{Cpus, Pool};
 
 /// Which disk.
@@ -31,6 +32,15 @@ pub struct Which {
     /// Take the table for the concise format without looking at it
     #[arg(long)]
     pub concise: bool,
+
+    /// As when serving: read the disk with what a guest has written to its overlay. One that is not there yet, and tmp, have
+    /// nothing in them
+    #[arg(long, value_name = "COWFILE|tmp")]
+    pub overlay: Option<Overlay>,
+
+    /// Read the overlay although it was made over another disk, or over what this one was before somebody wrote to it
+    #[arg(long, value_name = "FINDING", requires = "overlay", value_parser = PossibleValuesParser::new([OTHER_BASE]))]
+    pub force: Vec<String>,
 
     /// As when serving.
     #[command(flatten)]
@@ -63,10 +73,15 @@ pub struct Show {
     /// Socket in what is printed (default: the table file's name with .sock)
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<PathBuf>,
+
+    /// In what is printed, as when serving: bytes of a logical block, 512 or 4096
+    #[arg(long, value_name = "BYTES", value_parser = crate::args::block_size)]
+    pub block_size: Option<u32>,
 }
 
 /// Command line of `export`.
 #[derive(Clone, Debug, ClapArgs)]
+#[command(after_help = "There is no --block-size here: it changes how a guest asks for the bytes, and none of them.")]
 pub struct Export {
     /// Of what.
     #[command(flatten)]
@@ -105,7 +120,7 @@ pub fn say(text: &str) -> Result<(), String> {
 pub fn show(args: &Show, file: &TableFile, name: &str) -> Result<(), String> {
     let which = &args.which;
     let socket = args.socket_path.clone().unwrap_or_else(|| format!("{name}.sock").into());
-    let serve = snippets::serve(&which.table, &socket, which.device.as_deref());
+    let serve = snippets::serve(&which.table, &socket, &flags(args));
     let mut commands = Vec::new();
     commands.extend(args.qemu.then(|| format!("{serve} &\n{}", snippets::qemu(&socket))));
     commands.extend(args.cloud_hypervisor.then(|| format!("{serve} &\n{}", snippets::cloud_hypervisor(&socket))));
@@ -126,12 +141,22 @@ pub fn show(args: &Show, file: &TableFile, name: &str) -> Result<(), String> {
     say(&show::picture(&title, &layout, columns, console::colors_enabled()))
 }
 
+/// Flags of the command that serves it besides where and what.
+fn flags(args: &Show) -> Vec<String> {
+    let which = &args.which;
+    let overlay = which.overlay.as_ref().map(|overlay| format!("--overlay={overlay}"));
+    let block_size = args.block_size.map(|bytes| format!("--block-size={bytes}"));
+    let force = which.force.iter().map(|id| format!("--force={id}"));
+    let device = which.device.as_ref().map(|name| format!("--device={name}"));
+    device.into_iter().chain(overlay).chain(force).chain(block_size).collect()
+}
+
 /// The disk with what it contains; by its table alone, where its components cannot be read now.
 fn laid_out(which: &Which, file: &TableFile, name: &str) -> Result<(String, Layout), String> {
     match open(which, file, name) {
-        Ok((name, chain)) => {
+        Ok(Viewed { name, chain, below }) => {
             let disk = Assembled::new(chain).map_err(|error| format!("vhost-user-dm: {error}"))?;
-            let layout = Layout::of(&disk);
+            let layout = Layout::through(&below, &disk);
             let own = layout.disk.as_ref().map(|own| format!(", {}", own.describe())).unwrap_or_default();
             Ok((format!("{name}: {} sectors ({}){own}", layout.sectors, human(disk.size())), layout))
         }
@@ -146,19 +171,27 @@ fn laid_out(which: &Which, file: &TableFile, name: &str) -> Result<(String, Layo
 }
 
 /// Opens a table's components for reading, as other readers may have them.
-fn open(which: &Which, file: &TableFile, name: &str) -> Result<(String, Arc<Chain>), String> {
+fn open(which: &Which, file: &TableFile, name: &str) -> Result<Viewed, String> {
     let components = Opening { read_only: true, cache: Cache::Buffered, incoming: false };
     let pool = Pool::new(0, Duration::ZERO, Cpus::default());
     let settings = Settings { components, ..Settings::default() };
     let mapper = Mapper::new(settings, Registry::new(), Arc::new(pool), None);
-    for warning in mapper.start(file, name).map_err(|diagnostic| diagnostic.to_string())? {
+    let (viewed, warnings) = match &which.overlay {
+        Some(overlay) => overlay::view(&mapper, (file, name), (overlay, which.device.as_deref(), &which.force))?,
+        None => {
+            let warnings = mapper.start(file, name).map_err(|diagnostic| diagnostic.to_string())?;
+            let started = mapper.started();
+            let chosen = choose(&started, which.device.as_deref())?;
+            let chain = chosen.disk.chain();
+            (Viewed { name: chosen.name.clone(), chain: chain.clone(), below: chain }, warnings)
+        }
+    };
+    for warning in warnings {
         // The rest is about writing.
-        let level = if warning.contains("it may change") { log::Level::Warn } else { log::Level::Debug };
-        log::log!(level, "{}", warning.trim_end());
+        let counts = ["it may change", "the overlay"].iter().any(|words| warning.contains(words));
+        log::log!(if counts { log::Level::Warn } else { log::Level::Debug }, "{}", warning.trim_end());
     }
-    let started = mapper.started();
-    let chosen = choose(&started, which.device.as_deref())?;
-    Ok((chosen.name.clone(), chosen.disk.chain()))
+    Ok(viewed)
 }
 
 fn choose<'a>(started: &'a [Started], device: Option<&str>) -> Result<&'a Started, String> {
@@ -182,7 +215,7 @@ fn choose<'a>(started: &'a [Started], device: Option<&str>) -> Result<&'a Starte
 /// # Errors
 /// Why it was not done, for the user.
 pub fn export(args: &Export, file: &TableFile, name: &str) -> Result<(), String> {
-    let (name, chain) = open(&args.which, file, name)?;
+    let Viewed { name, chain, .. } = open(&args.which, file, name)?;
     let disk = Assembled::new(chain).map_err(|error| format!("vhost-user-dm: {error}"))?;
     let options = Options { to: args.to.clone(), sha256: args.sha256, errors: args.errors, progress: true };
     let report = export::export(&disk, &options).map_err(|error| {

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::findings::{Inside, MOST_LOOKS};
 use super::{Assembled, Contents, Kind, Partition, Piece, Window, look};
+use crate::chain::Chain;
 use crate::map::Step;
 
 /// A segment of a disk.
@@ -42,7 +43,12 @@ pub struct Layout {
 impl Layout {
     /// By reading the disk.
     pub fn of(disk: &Assembled) -> Layout {
-        let map = &disk.chain().map;
+        Layout::through(disk.chain(), disk)
+    }
+
+    /// By reading a disk that lies over another one, whose segments they are.
+    pub fn through(below: &Chain, disk: &Assembled) -> Layout {
+        let map = &below.map;
         let own = look(disk, disk.size()).ok();
         let mut parts = Vec::new();
         let mut before = None;

@@ -31,6 +31,7 @@ use bytes::Medium;
 pub use bytes::{Bytes, Window};
 pub use findings::{Finding, IDS, Inside, Piece, Severity, findings, force};
 pub use layout::{Layout, Part};
+pub(crate) use ntfs::busy as busy_of_ntfs;
 pub(crate) use verdict::components;
 pub use verdict::{Judging, Verdict, doubts, judge};
 

@@ -9,6 +9,7 @@ use super::bytes::{Fields, Medium};
 use super::{Contents, Kind};
 
 /// Numbers of records with a meaning of their own.
+const LOG: u64 = 2;
 const VOLUME: u64 = 3;
 const ROOT: u64 = 5;
 
@@ -47,6 +48,18 @@ pub(super) fn ntfs(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
     }
     contents.hibernated = volume.hibernated()?;
     Ok(Some(contents))
+}
+
+/// Where a volume is written whenever it is mounted: its master file table, and its log.
+pub(crate) fn busy(medium: &Medium<'_>) -> io::Result<Vec<u64>> {
+    let sector = medium.get(0, 512)?.unwrap_or_default();
+    let Some((volume, _)) = Volume::read(*medium, Fields(&sector)) else { return Ok(Vec::new()) };
+    let mut places = vec![volume.table];
+    if let Some(record) = volume.early_record(LOG)? {
+        let runs = find(Fields(&record), DATA).map(runs).unwrap_or_default();
+        places.extend(volume.place(&runs, 0));
+    }
+    Ok(places)
 }
 
 struct Volume<'a> {

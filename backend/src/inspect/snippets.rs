@@ -7,14 +7,14 @@ use super::svg::escaped;
 /// Memory of the example machine.
 const MEMORY: &str = "1G";
 
-/// The command that serves a table, on a socket.
-pub(super) fn serve(table: &Path, socket: &Path, device: Option<&str>) -> String {
+/// The command that serves a table, on a socket, with further flags.
+pub(super) fn serve(table: &Path, socket: &Path, more: &[String]) -> String {
     let mut words = vec![
         "vhost-user-dm".to_owned(),
         format!("--socket-path={}", socket.display()),
         format!("--table={}", table.display()),
     ];
-    words.extend(device.map(|name| format!("--device={name}")));
+    words.extend_from_slice(more);
     joined(&words)
 }
 
@@ -86,7 +86,7 @@ mod tests {
     fn odd_paths_are_quoted() {
         let socket = Path::new("/run/my vm's/a,b.sock");
         assert_eq!(
-            shlex::split(&serve(Path::new("a b.table"), socket, Some("x y"))).unwrap(),
+            shlex::split(&serve(Path::new("a b.table"), socket, &["--device=x y".into()])).unwrap(),
             ["vhost-user-dm", "--socket-path=/run/my vm's/a,b.sock", "--table=a b.table", "--device=x y"]
         );
         let words = shlex::split(&qemu(socket).replace("\\\n", " ")).unwrap();

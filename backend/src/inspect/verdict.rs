@@ -11,6 +11,7 @@ use super::findings::{Inside, Piece, Severity, findings, force};
 use super::{Assembled, Finding, IDS, Layout};
 use crate::check;
 use crate::mapper::Started;
+use crate::overlay::{Checked, OTHER_BASE};
 
 /// How `check` is to judge.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -24,7 +25,7 @@ pub struct Judging {
     pub strict: bool,
 
     /// Take a finding for a warning; once for each. What the kernel or a lock refuses stays refused
-    #[arg(long, value_name = "FINDING", value_parser = clap::builder::PossibleValuesParser::new(IDS))]
+    #[arg(long, value_name = "FINDING", value_parser = clap::builder::PossibleValuesParser::new(IDS.into_iter().chain([OTHER_BASE])))]
     pub force: Vec<String>,
 }
 
@@ -41,6 +42,9 @@ pub struct Verdict {
     pub error: Option<String>,
     /// What would be served.
     pub devices: Vec<Described>,
+    /// What lies over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<Checked>,
     #[serde(skip)]
     text: String,
 }
@@ -59,13 +63,8 @@ pub struct Described {
 /// Status for warnings where they count.
 const WARNED: u8 = 3;
 
-/// What is to be said of a table file, and of what became of starting it.
-pub fn judge(
-    file: &TableFile,
-    started: Result<(Vec<Started>, Vec<String>), Diagnostic>,
-    read_only: bool,
-    judging: &Judging,
-) -> Verdict {
+/// What is to be said of a table file, and of what became of starting it; to be [settled](Verdict::settled).
+pub fn judge(file: &TableFile, started: Result<(Vec<Started>, Vec<String>), Diagnostic>, read_only: bool) -> Verdict {
     let mut all = findings(&components(file, read_only, started.is_err()));
     let mut verdict = Verdict { verdict: "clean", ..Verdict::default() };
     match started {
@@ -85,16 +84,6 @@ pub fn judge(
             verdict.text = check::report(&started, &[]);
         }
     }
-    force(&mut all, &judging.force.iter().cloned().collect::<BTreeSet<_>>());
-    all.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    let worst = all.first().map(|finding| finding.severity);
-    verdict.verdict = match worst {
-        _ if verdict.error.is_some() => "refused",
-        Some(Severity::Refuse) => "refused",
-        Some(Severity::Warn) => "warned",
-        _ if !verdict.warnings.is_empty() => "warned",
-        _ => "clean",
-    };
     verdict.findings = all;
     verdict
 }
@@ -176,9 +165,25 @@ impl Verdict {
         Verdict { verdict: "refused", error: Some(error.trim_end().to_owned()), ..Verdict::default() }
     }
 
+    /// Comes to the verdict itself.
+    pub fn settled(mut self, judging: &Judging) -> Verdict {
+        force(&mut self.findings, &judging.force.iter().cloned().collect::<BTreeSet<_>>());
+        self.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        let worst = self.findings.first().map(|finding| finding.severity);
+        self.verdict = match worst {
+            _ if self.error.is_some() => "refused",
+            Some(Severity::Refuse) => "refused",
+            Some(Severity::Warn) => "warned",
+            _ if !self.warnings.is_empty() => "warned",
+            _ => "clean",
+        };
+        self
+    }
+
     /// For people: the devices, then what speaks against them.
     pub fn human(&self) -> String {
         let mut text = self.text.clone();
+        text.extend(self.overlay.iter().map(Checked::human));
         for finding in &self.findings {
             let kind = match finding.severity {
                 Severity::Refuse => "refused",

@@ -71,12 +71,12 @@ impl Mapper {
         Ok(warnings)
     }
 
-    /// Opens a component before a table names it, and locks it for writing: the table that does so gets this opening.
+    /// Opens a component before a table names it, and locks it: the table that does so gets this opening.
     ///
     /// # Errors
     /// It is not there, or somebody else has it.
-    pub fn hold(&self, path: &str) -> Result<Arc<Component>, OpenError> {
-        let options = component::Options { read_only: false, ..self.settings.components };
+    pub fn hold(&self, path: &str, read_only: bool) -> Result<Arc<Component>, OpenError> {
+        let options = component::Options { read_only, ..self.settings.components };
         let mut components = self.components.lock().unwrap_or_else(PoisonError::into_inner);
         components.0.open(path, None, &options)
     }

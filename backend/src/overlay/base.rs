@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use dm_table::{DevRef, Device, Table, TableFile};
 
 use super::OverlayError;
+use crate::chain::Chain;
 use crate::device::{Survey, survey};
 use crate::inspect::Assembled;
 use crate::mapper::Mapper;
@@ -85,32 +87,37 @@ fn base_name(file: &TableFile, name: &str) -> String {
 
 /// Refuses a base that this machine may write to, or that has the overlay in it. What is forced is returned.
 pub(super) fn changing(split: &Split, overlay: Option<&Path>, force: &[String]) -> Result<Vec<String>, OverlayError> {
+    let forced =
+        |error: &OverlayError| matches!(error, OverlayError::Changing { id, .. } if force.iter().any(|its| its == id));
+    let warn = |error: OverlayError| if forced(&error) { Ok(error.to_string()) } else { Err(error) };
+    changes(split, overlay)?.into_iter().map(warn).collect()
+}
+
+/// What may change a base under its overlay.
+///
+/// # Errors
+/// The overlay lies in it.
+pub(super) fn changes(split: &Split, overlay: Option<&Path>) -> Result<Vec<OverlayError>, OverlayError> {
     let names = split.file.mapper_names();
     let refs = split.file.devices.iter().flat_map(|device| device.table.device_refs());
     let ours = |dev: &&DevRef| names.get(dev).is_some();
     let mut seen = BTreeSet::new();
     let overlay = overlay.and_then(|path| Some((path, survey(std::path::absolute(path).ok()?.to_str()?, None).ok()?)));
-    let mut warnings = Vec::new();
+    let mut changes = Vec::new();
     for dev in refs.filter(|dev| !ours(dev)).filter(|dev| seen.insert(dev.text.clone())) {
         // What cannot be found is told with its place in the table when it is opened.
         let Ok(component) = survey(&dev.text, dev.major_minor()) else { continue };
         if let Some((path, _)) = overlay.as_ref().filter(|(_, overlay)| touches(overlay, &component)) {
             return Err(OverlayError::Within { path: (*path).to_owned(), component: dev.text.clone() });
         }
-        for its in component.uses.iter().filter(|its| its.writes) {
-            let changing = OverlayError::Changing {
-                component: dev.text.clone(),
-                what: its.what.clone(),
-                release: its.release.clone(),
-                id: its.id,
-            };
-            if !force.iter().any(|id| id == its.id) {
-                return Err(changing);
-            }
-            warnings.push(changing.to_string());
-        }
+        changes.extend(component.uses.iter().filter(|its| its.writes).map(|its| OverlayError::Changing {
+            component: dev.text.clone(),
+            what: its.what.clone(),
+            release: its.release.clone(),
+            id: its.id,
+        }));
     }
-    Ok(warnings)
+    Ok(changes)
 }
 
 fn touches(one: &Survey, other: &Survey) -> bool {
@@ -118,12 +125,16 @@ fn touches(one: &Survey, other: &Survey) -> bool {
     one.identity == other.identity || whole(one) == Some(other.identity) || whole(other) == Some(one.identity)
 }
 
+/// A device that was started.
+pub(super) fn chain(mapper: &Mapper, name: &str) -> Result<Arc<Chain>, OverlayError> {
+    let found = mapper.started().into_iter().find(|started| started.name == name);
+    let chain = found.map(|found| found.disk.chain());
+    chain.ok_or_else(|| OverlayError::Unreadable(std::io::ErrorKind::NotFound.into()))
+}
+
 /// The base as a guest would read it.
 pub(super) fn assembled(mapper: &Mapper, split: &Split) -> Result<Assembled, OverlayError> {
-    let base = mapper.started().into_iter().find(|started| started.name == split.base_name);
-    let chain = base.map(|base| base.disk.chain());
-    let chain = chain.ok_or_else(|| OverlayError::Unreadable(std::io::ErrorKind::NotFound.into()))?;
-    Assembled::new(chain).map_err(OverlayError::Unreadable)
+    Assembled::new(chain(mapper, &split.base_name)?).map_err(OverlayError::Unreadable)
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ pub fn commit(args: &Commit, file: &TableFile, name: &str, patience: Patience) -
     };
     let pool = Pool::new(0, Duration::ZERO, Cpus::default());
     let mapper = Mapper::new(settings, Registry::patient(patience), Arc::new(pool), None);
-    let held = Held::take(&args.cow, None, |path| mapper.hold(path)).map_err(|error| error.told())?;
+    let held = Held::take(&args.cow, None, |path| mapper.hold(path, false)).map_err(|error| error.told())?;
     let (_held, mut kept) = held;
     if kept.is_empty() {
         nothing();

@@ -17,6 +17,8 @@ use crate::device::{Component, OpenError};
 /// Attempts to lock what another process makes or removes at the same moment, and time between two.
 const TRIES: usize = 100;
 const NAP: Duration = Duration::from_millis(5);
+/// How often one gives way to others that find the same new overlay.
+const MOST_YIELDS: u32 = 20;
 
 /// An overlay that nobody else has.
 #[derive(Debug)]
@@ -43,7 +45,7 @@ impl Held {
             path: path.to_owned(),
             why: "is no UTF-8, and a table cannot name it",
         })?;
-        let mut made = false;
+        let (mut made, mut yielded) = (false, 0);
         let mut last = io::Error::other("other processes make and remove it all the time");
         for _ in 0..TRIES {
             match make.map(|size| kept::make(&absolute, size)).transpose() {
@@ -56,16 +58,22 @@ impl Held {
                 Err(error) => return Err(wrong("cannot be made with the size that it needs")(error)),
             }
             // What it is not is said in words of its own.
-            match Kept::open(&absolute, false) {
+            let looked = match Kept::open(&absolute, false) {
                 Err(OverlayError::System { source, .. })
                     if make.is_some() && source.kind() == io::ErrorKind::NotFound =>
                 {
                     continue;
                 }
-                looked => drop(looked?),
-            }
+                looked => looked?,
+            };
             let component = match open(text) {
                 Err(OpenError::NotFound { .. }) if make.is_some() => continue,
+                // Of several that find it new all may have given way to one another. One that is served is not so for long.
+                Err(OpenError::Locked { .. }) if make.is_some() && looked.is_empty() && yielded < MOST_YIELDS => {
+                    yielded += 1;
+                    std::thread::sleep(NAP * (1 + std::process::id() % 8));
+                    continue;
+                }
                 opened => opened.map_err(OverlayError::Open)?,
             };
             if !kept::leads_to(&absolute, component.identity) {

@@ -102,6 +102,21 @@ impl Kept {
         matches!(self.head, Head::New | Head::Emptied)
     }
 
+    /// Whether nobody else has it, as long as this is open. Nothing of it is changed: not even its times, as by those who open
+    /// it for writing and try what it can do.
+    ///
+    /// # Errors
+    /// Who has it, or that it must not be written.
+    pub fn lock_alone(&self) -> Result<(), OverlayError> {
+        let taken = |why: String| OverlayError::Taken { path: self.path.clone(), why };
+        let survey = device::survey(&self.path.to_string_lossy(), None).map_err(OverlayError::Open)?;
+        if let Some(its) = survey.uses.first() {
+            return Err(taken(its.what.clone()));
+        }
+        rustix::fs::access(&self.path, rustix::fs::Access::WRITE_OK).map_err(|errno| taken(errno.to_string()))?;
+        device::lock_alone(&self.file).map_err(taken)
+    }
+
     /// What makes it the same as what another path leads to.
     pub fn identity(&self) -> io::Result<Identity> {
         Ok(identity(&self.file.metadata()?))
@@ -222,7 +237,7 @@ pub(super) fn make(path: &Path, size: u64) -> io::Result<bool> {
         return Ok(false);
     }
     // Who serves it would lose what is in it.
-    if !device::lock_alone(&file) {
+    if device::lock_alone(&file).is_err() {
         return Err(io::ErrorKind::WouldBlock.into());
     }
     if file.metadata()?.len() == 0 {

@@ -3,8 +3,10 @@
 //! The kernel's store (see `targets::snapshot`) says nothing of its origin, and an overlay over another base, or over its own
 //! after that has changed, is garbage. So the end of an overlay's file, behind all that the store may ever use, says what
 //! the base was: its size, and a digest of those of its places that change when somebody uses it (the beginning, the end,
-//! and where its segments and partitions begin). That is a sample: a change elsewhere is not noticed. Overlays
-//! made by others have no mark, and are taken as they are.
+//! where its segments and partitions begin, and what of a file system or container is written at each mount: `places`). That is
+//! a sample: a change elsewhere is not noticed, be it by who writes to the middle of an image, or to a logical volume that is
+//! not the first of its group. A file's time of modification would tell of more, and of too much: to ask what a file can do
+//! (to `check` it, even) changes it. Overlays made by others have no mark, and are taken as they are.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::size;
+use super::{places, size};
 use crate::inspect::{self, Assembled, Bytes as _};
 
 /// What a mark begins with; its length and its checksum follow, four bytes each.
@@ -58,14 +60,16 @@ impl Base {
         let map = &disk.chain().map;
         let mut starts = vec![0, size.saturating_sub(PLACE)];
         let places = map.places().filter(|place| matches!(place.target, "linear" | "striped"));
-        starts.extend(places.take(MOST_PLACES).map(|place| place.start.saturating_mul(512)));
+        starts.extend(places.take(MOST_PLACES / 2).map(|place| place.start.saturating_mul(512)));
         if let Ok(contents) = inspect::look(disk, size) {
-            let partitions = contents.partitions.iter().take(MOST_PLACES);
+            let partitions = contents.partitions.iter().take(MOST_PLACES / 2);
             starts.extend(partitions.map(|partition| partition.start.saturating_mul(512)));
         }
+        let mut starts: Vec<u64> = starts.iter().flat_map(|start| places::places(disk, *start)).collect();
         starts.retain(|start| *start < size);
         starts.sort_unstable();
         starts.dedup();
+        starts.truncate(MOST_PLACES);
         let mut ranges: Vec<(u64, u64)> = starts.iter().map(|start| (*start, PLACE.min(size - start))).collect();
         // Segments that fail, and those that only a guest can read, tell nothing.
         let mut buffer = Vec::new();

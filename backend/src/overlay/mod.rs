@@ -6,12 +6,16 @@
 //! logic), `discard` removes one.
 
 mod base;
+mod check;
 mod commit;
 mod hold;
 mod kept;
 mod mark;
+mod places;
 mod size;
+mod view;
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,7 +24,9 @@ use std::sync::Arc;
 
 use dm_table::{DevRef, Device, Line, Persistence, Sectors, Snapshot, Source, Span, Table, TableFile, Target};
 
+pub use check::{Checked, check};
 pub use commit::{Commit, Discard, commit, discard};
+pub use view::{Viewed, view};
 
 use crate::check::human;
 use crate::device::OpenError;
@@ -53,10 +59,19 @@ impl FromStr for Overlay {
     }
 }
 
+impl fmt::Display for Overlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Overlay::Temporary => f.write_str("tmp"),
+            Overlay::Kept(path) => path.display().fmt(f),
+        }
+    }
+}
+
 /// Findings that `--force` takes for warnings where there is an overlay.
 pub const FORCED: [&str; 7] = ["mounted", "swap", "md", "lvm", "held", "loop", OTHER_BASE];
 /// The overlay was made over something else.
-const OTHER_BASE: &str = "other-base";
+pub const OTHER_BASE: &str = "other-base";
 
 /// Why there is no overlay.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +89,14 @@ pub enum OverlayError {
     /// It cannot be had for writing.
     #[error("{0}")]
     Open(OpenError),
+    /// It could not be had for writing.
+    #[error("{}: cannot be served writable: {why}", path.display())]
+    Taken {
+        /// The overlay.
+        path: PathBuf,
+        /// Who has it, or why not.
+        why: String,
+    },
     /// Something else lies there.
     #[error("{}: {why}", path.display())]
     NotOne {
@@ -235,10 +258,14 @@ struct Store {
     persistence: Persistence,
 }
 
-fn temporary(sectors: u64, logical_block: u32) -> Result<(Store, Overlaid), OverlayError> {
-    // Where there is room: /tmp lies in memory on many machines.
+/// Where there is room: /tmp lies in memory on many machines.
+fn temporary_dir() -> PathBuf {
     let dir = std::env::var_os("TMPDIR").map(PathBuf::from);
-    let dir = dir.or_else(|| Some(PathBuf::from("/var/tmp")).filter(|dir| dir.is_dir())).unwrap_or("/tmp".into());
+    dir.or_else(|| Some(PathBuf::from("/var/tmp")).filter(|dir| dir.is_dir())).unwrap_or("/tmp".into())
+}
+
+fn temporary(sectors: u64, logical_block: u32) -> Result<(Store, Overlaid), OverlayError> {
+    let dir = temporary_dir();
     let wrong = |what| {
         let path = dir.clone();
         move |source| OverlayError::System { path, what, source }
@@ -266,7 +293,7 @@ fn keep(
     let sectors = disk.size() / dm_table::SECTOR_SIZE;
     let logical_block = disk.chain().map.limits().logical_block;
     let size = size::file(sectors, size::chunk(sectors, logical_block));
-    let (held, mut kept) = Held::take(path, Some(size), |path| mapper.hold(path))?;
+    let (held, mut kept) = Held::take(path, Some(size), |path| mapper.hold(path, false))?;
     belongs(&kept, disk, wanted.force, warnings)?;
     let chunk = kept.chunk(sectors, logical_block);
     if kept.is_empty() {

@@ -1,5 +1,6 @@
 //! Overlays as an operator and a guest meet them: real processes, real files.
 
+mod check;
 mod commit;
 mod host;
 mod own;

@@ -47,6 +47,62 @@ fn an_overlay_of_another_base_is_refused() {
     daemon.stop();
 }
 
+/// The first sector of what begins at `at`, and a place behind it that changes when that is mounted.
+fn busy_places() -> [(&'static str, Vec<u8>, u64); 4] {
+    let mut ntfs = vec![0; 512];
+    ntfs[3..11].copy_from_slice(b"NTFS    ");
+    // Clusters of 4 KiB, a table of records of 1 KiB in cluster 512.
+    (ntfs[12], ntfs[13], ntfs[41], ntfs[49], ntfs[64]) = (2, 8, 0x20, 2, 0xf6);
+    let mut fat = vec![0; 512];
+    // FAT16: 8 sectors, two tables of 256, 512 entries of the root directory.
+    (fat[0], fat[12], fat[13], fat[14], fat[16], fat[18], fat[21], fat[23]) = (0xeb, 2, 1, 8, 2, 2, 0xf8, 1);
+    fat[19..21].copy_from_slice(&8000u16.to_le_bytes());
+    fat[510..].copy_from_slice(&[0x55, 0xaa]);
+    let mut luks = vec![0; 512];
+    luks[..8].copy_from_slice(b"LUKS\xba\xbe\0\x01");
+    luks[104..108].copy_from_slice(&4096u32.to_be_bytes());
+    let mut luks2 = luks.clone();
+    luks2[7] = 2;
+    [
+        ("NTFS", ntfs, 512 * 4096 + 3 * 1024),
+        ("FAT", fat, (8 + 2 * 256) * 512),
+        ("LUKS", luks, 4096 * 512),
+        ("LUKS2", luks2, 16 << 20),
+    ]
+}
+
+/// A base is another when it was mounted meanwhile, also where a mount does not change what it begins with.
+#[test]
+fn a_base_that_was_mounted_meanwhile_is_refused() {
+    use std::os::unix::fs::FileExt;
+    for (what, head, busy) in busy_places() {
+        for start in [0, 1 << 20] {
+            let ground = Ground::new(60, 512);
+            let base = ground.path("base.img");
+            files::sparse(&base, 20 << 20);
+            let file = fs::OpenOptions::new().read(true).write(true).open(&base).expect("the base");
+            if start > 0 {
+                // A partition.
+                let mut label = [0; 512];
+                label[446..462].copy_from_slice(&[0, 0, 0, 0, 7, 0, 0, 0, 0, 8, 0, 0, 0, 0x90, 0, 0]);
+                label[510..].copy_from_slice(&[0x55, 0xaa]);
+                file.write_all_at(&label, 0).expect("write");
+            }
+            file.write_all_at(&head, start).expect("write");
+            let (daemon, mut vmm) = ground.serve(&[ground.blk_file(), ground.cow()]);
+            vmm.write(0, 9, &[1; 512]).expect("write");
+            drop(vmm);
+            daemon.stop();
+            let (daemon, vmm) = ground.serve(&[ground.blk_file(), ground.cow()]);
+            drop(vmm);
+            daemon.stop();
+            file.write_all_at(&[1], start + busy).expect("write");
+            let said = refused(&ground, &[ground.blk_file(), ground.cow()]);
+            assert!(said.contains("has been written to since"), "{what} at {start}: {said}");
+        }
+    }
+}
+
 #[test]
 fn nothing_else_is_taken_for_an_overlay() {
     let ground = written(21);
