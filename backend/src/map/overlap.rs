@@ -93,8 +93,9 @@ fn reached(lines: &[Resolved<'_>]) -> Vec<Reach> {
             continue;
         }
         for (stripe, area) in resolved.areas.iter().enumerate() {
-            // Only stripes are meant to be apart: a delay may name one range for each class of requests.
-            let origin = (i, if matches!(resolved.line.target, Target::Striped(_)) { stripe } else { 0 });
+            // Only stripes, and a log, are meant to be apart: a delay may name one range for each class of requests.
+            let apart = matches!(resolved.line.target, Target::Striped(_) | Target::LogWrites(_));
+            let origin = (i, if apart { stripe } else { 0 });
             let mut add = |dev, start, len| {
                 let end = start + len;
                 reach.push(Reach { dev, start, end, origin });

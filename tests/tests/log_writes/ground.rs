@@ -79,9 +79,9 @@ impl Ground {
     pub fn refused(&self, concise: &str) -> String {
         let path = self.path("refused.table");
         fs::write(&path, concise).unwrap();
-        let (code, _, err) = daemon::run(["check".into(), path.display().to_string()]).unwrap();
+        let (code, out, err) = daemon::run(["check".into(), path.display().to_string()]).unwrap();
         assert_ne!(code, 0);
-        err
+        out + &err
     }
 
     /// What follows the type in the status line.

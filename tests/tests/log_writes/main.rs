@@ -226,4 +226,13 @@ fn sectors_are_those_of_the_device_not_of_the_line() {
     let beyond = format!("disk,,,,0 32 zero,32 48 log-writes {} {}", ground.image(), ground.log());
     let refused = ground.refused(&beyond);
     assert!(refused.contains("too small for target: start=32, len=48, dev_size=64"), "{refused}");
+    // It takes a log on the device itself, too, which writes over what the guest writes.
+    let image = ground.image();
+    for table in [
+        format!("disk,,,,0 64 log-writes {image} {image}"),
+        format!("log,,,,0 8 linear {image} 56;disk,,,,0 64 log-writes {image} /dev/mapper/log"),
+    ] {
+        let refused = ground.refused(&table);
+        assert!(refused.contains("refused[overlap]"), "{refused}");
+    }
 }
