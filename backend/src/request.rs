@@ -136,6 +136,12 @@ impl Chain {
         Ok((self.judge()?, status))
     }
 
+    /// Where the chain that was parsed last begins.
+    #[inline]
+    pub fn beginning(&self) -> Option<HostSlice> {
+        self.slices.first().copied()
+    }
+
     fn walk(&mut self, ring: &SplitRing, guest: &Guest, head: u16) -> Result<(), ChainError> {
         let mut index = head;
         for _ in 0..ring.size() {

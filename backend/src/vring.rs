@@ -7,7 +7,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
-use crate::guest::SplitRing;
+use crate::guest::{HostSlice, SplitRing};
 
 /// The driver broke the ring itself; nothing can be served from it until it is set up anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +35,8 @@ pub struct Vring {
     next_used: u16,
     published: u16,
     event_idx: bool,
+    // Where the next request probably begins.
+    expected: Option<HostSlice>,
     // The driver has been asked not to kick (without EVENT_IDX).
     quiet: bool,
     // The driver has been asked to kick for the very next entry.
@@ -54,6 +56,7 @@ impl Vring {
             next_used: used,
             published: used,
             event_idx,
+            expected: None,
             quiet: false,
             armed: false,
         }
@@ -76,6 +79,13 @@ impl Vring {
         self.next_used
     }
 
+    /// A request began here. A driver with one request at a time has the next one begin there too: what it got back last it
+    /// takes first (so do Linux's lists of free descriptors and requests).
+    #[inline]
+    pub fn expect(&mut self, beginning: Option<HostSlice>) {
+        self.expected = beginning;
+    }
+
     /// Takes the next head. It may be any 16-bit number: the descriptor table judges it.
     ///
     /// # Errors
@@ -92,6 +102,12 @@ impl Vring {
                 return Err(Broken { avail, ahead, next: self.next_avail, size: self.ring.size() });
             }
             self.seen_avail = avail;
+            if ahead == 1
+                && let Some(expected) = &self.expected
+            {
+                // While ring and descriptor, which say where it really is, are still on their way from the driver's CPU.
+                expected.prefetch();
+            }
         }
         let head = self.ring.avail_entry(self.next_avail);
         self.next_avail = self.next_avail.wrapping_add(1);

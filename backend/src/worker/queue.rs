@@ -246,6 +246,7 @@ impl Queue {
         let began = if clock.weight() == 0 { 0 } else { clock.taken() };
         match self.request.parse(self.vring.ring(), &self.guest, head) {
             Ok((kind, status_byte)) => {
+                self.vring.expect(self.request.beginning());
                 let slot = self.open(head, status_byte, kind);
                 if let Some(dirty) = &mut self.dirty
                     && matches!(kind, Kind::Read | Kind::GetId)
