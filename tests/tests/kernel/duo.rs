@@ -39,6 +39,8 @@ pub struct Mix<'a> {
     pub writes: bool,
     pub discards: bool,
     pub zeroes: bool,
+    /// Every fifth operation is a discard, which begins at a multiple of so many sectors.
+    pub discards_of: Option<u64>,
     /// No discard goes beyond a multiple of it.
     pub discard_within: u64,
 }
@@ -52,6 +54,7 @@ impl<'a> Mix<'a> {
             writes: true,
             discards: true,
             zeroes: true,
+            discards_of: None,
             discard_within: u64::MAX,
         }
     }
@@ -73,7 +76,11 @@ impl<'a> Mix<'a> {
             None => rng.u64(..=last),
         };
         let length = len as u32;
-        match rng.u8(..100) {
+        let kind = rng.u8(..100);
+        if let (50..=69, Some(unit)) = (kind, self.discards_of) {
+            return Operation::Discard(at / unit * unit, length);
+        }
+        match kind {
             _ if !self.writes => Operation::Read(at, length),
             0..=44 => Operation::Write(at, length, rng.u64(1..1 << 53)),
             45..=49 => Operation::Flush,
@@ -159,8 +166,7 @@ impl<'k> Duo<'k> {
     /// Another table for a device.
     pub fn swap(&mut self, name: &str, table: &str) -> Checked {
         self.must(&["load", name, "--table", table])?;
-        self.must(&["suspend", name])?;
-        self.must(&["resume", name]).map(drop)
+        self.suspend_and_resume(name)
     }
 
     pub fn remove(&mut self, name: &str) -> Checked {
@@ -169,14 +175,26 @@ impl<'k> Duo<'k> {
         self.must(&["remove", "--retry", name]).map(drop)
     }
 
-    /// A random list of so many operations, and what both make of it.
+    pub fn suspend_and_resume(&mut self, name: &str) -> Checked {
+        self.must(&["suspend", name])?;
+        self.must(&["resume", name]).map(drop)
+    }
+
+    /// A random list of so many operations, and what both make of it. Somewhere in it a device may be suspended and resumed.
     pub fn play(&mut self, count: u64, mixes: &[Mix<'_>]) -> Checked {
         let mut list = Vec::new();
         for _ in 0..count {
             let mix = &mixes[self.rng.usize(..mixes.len())];
             list.push((mix.device.to_owned(), mix.operation(&mut self.rng)));
         }
-        self.io(&list)
+        if self.rng.u8(..3) > 0 {
+            return self.io(&list);
+        }
+        let (before, after) = list.split_at(self.rng.usize(..list.len()));
+        let device = mixes[self.rng.usize(..mixes.len())].device;
+        self.io(before)?;
+        self.suspend_and_resume(device)?;
+        self.io(after)
     }
 
     /// All of a device, read.

@@ -102,6 +102,13 @@ impl Kernel {
         Some(std::array::from_fn(|_| numbers.next().unwrap_or(0)))
     }
 
+    /// The first number of the kernel's version.
+    pub fn major(&mut self) -> u32 {
+        let release = self.ask(&json!({"read": "/proc/sys/kernel/osrelease"}));
+        let number = release.as_str().and_then(|release| release.split('.').next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("the guest's kernel calls itself {release}"))
+    }
+
     /// Forgets all devices, whatever state a failed case left them in.
     pub fn clear(&mut self) {
         self.close();

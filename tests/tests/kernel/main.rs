@@ -8,10 +8,12 @@
 //! It compares no speed. An emulated processor (TCG, where no /dev/kvm is) makes the kernel's side many times slower than
 //! any kernel is, and its disk is QEMU's, so that even with KVM the ways to the component would differ and not the targets.
 //!
-//! `DM_KERNEL_SEEDS=20` is the long form, `DM_KERNEL_CASE=NAME` runs one case, `DM_TEST_SEED` one seed.
+//! `DM_KERNEL_SEEDS=20` is the long form and `DM_KERNEL_SEEDS=1000..1020` one with other seeds; `DM_KERNEL_CASE=NAME,NAME`
+//! runs these cases, `DM_TEST_SEED` one seed.
 #![allow(dead_code, reason = "other tests use more of what they share with this one")]
 
 mod duo;
+mod faults;
 mod guest;
 #[path = "../../boot/host.rs"]
 mod host;
@@ -42,7 +44,7 @@ struct Case {
 const SNAPSHOTS: &[&str] = &["snapshot", "snapshot-origin"];
 const MERGE: &[&str] = &["snapshot", "snapshot-origin", "snapshot-merge"];
 
-const CASES: [Case; 24] = [
+const CASES: [Case; 32] = [
     Case { name: "linear", targets: &["linear"], run: plain::linear },
     Case { name: "striped", targets: &["striped"], run: plain::striped },
     Case { name: "zero", targets: &["zero"], run: plain::zero },
@@ -60,13 +62,21 @@ const CASES: [Case; 24] = [
     Case { name: "snapshot-PO-full", targets: SNAPSHOTS, run: snapshots::full_overflowing },
     Case { name: "snapshot-N-full", targets: SNAPSHOTS, run: snapshots::full_transient },
     Case { name: "snapshot-exchanged", targets: SNAPSHOTS, run: snapshots::exchanged },
+    Case { name: "snapshot-reloaded", targets: SNAPSHOTS, run: snapshots::reloaded },
+    Case { name: "snapshot-discards", targets: SNAPSHOTS, run: snapshots::discards },
+    Case { name: "snapshot-bad-store", targets: SNAPSHOTS, run: faults::store },
+    Case { name: "snapshot-bad-origin", targets: SNAPSHOTS, run: faults::origin },
     Case { name: "merge", targets: MERGE, run: snapshots::merge_at_rest },
     Case { name: "merge-in-use", targets: MERGE, run: snapshots::merge_in_use },
+    Case { name: "merge-bad-origin", targets: MERGE, run: faults::merge },
     Case { name: "log-writes", targets: &["log-writes"], run: logs::log_writes },
     Case { name: "log-writes-full", targets: &["log-writes"], run: logs::full },
     Case { name: "mirror", targets: &["mirror"], run: mirrors::core },
     Case { name: "mirror-nosync", targets: &["mirror"], run: mirrors::nosync },
     Case { name: "mirror-disk", targets: &["mirror"], run: mirrors::disk },
+    Case { name: "mirror-bad-leg", targets: &["mirror"], run: faults::leg },
+    Case { name: "mirror-bad-new-leg", targets: &["mirror"], run: faults::new_leg },
+    Case { name: "mirror-bad-source", targets: &["mirror"], run: faults::source },
 ];
 
 /// Runs a case with one seed. The error has all that is needed to do it again.
@@ -82,16 +92,27 @@ fn run(kernel: &mut Kernel, case: &Case, seed: u64) -> Checked {
     Ok(())
 }
 
+/// The first of the seeds to run, and how many.
+fn seeds_asked_for() -> (u64, u64) {
+    let Ok(text) = std::env::var("DM_KERNEL_SEEDS") else { return (1, 3) };
+    let number = |text: &str| text.parse().unwrap_or_else(|_| panic!("DM_KERNEL_SEEDS: COUNT or FROM..TO, not {text}"));
+    match text.split_once("..") {
+        Some((from, to)) => (number(from), number(to).saturating_sub(number(from))),
+        None => (1, number(&text)),
+    }
+}
+
 #[test]
 fn both_do_the_same() {
     let only = std::env::var("DM_KERNEL_CASE").ok();
-    let count = std::env::var("DM_KERNEL_SEEDS").map_or(3, |text| text.parse().expect("DM_KERNEL_SEEDS: a number"));
+    let asked_for = |case: &&Case| only.as_deref().is_none_or(|only| only.split(',').any(|name| name == case.name));
+    let (first, count) = seeds_asked_for();
     let mut kernel = Kernel::boot();
     let served = sides::Ours::start();
     let known = served.targets();
     served.stop();
     let (mut failures, mut runs) = (Vec::new(), 0);
-    for case in CASES.iter().filter(|case| only.as_deref().is_none_or(|only| only == case.name)) {
+    for case in CASES.iter().filter(asked_for) {
         let lacks = |there: &dyn Fn(&str) -> bool| case.targets.iter().find(|&&target| !there(target)).copied();
         if let Some(target) = lacks(&|target| kernel.version(target).is_some()) {
             skip::skip(case.name, &format!("this kernel has no {target}"));
@@ -100,7 +121,7 @@ fn both_do_the_same() {
         let unserved = lacks(&|target| known.iter().any(|known| known == target));
         assert_eq!(unserved, None, "{}: not served", case.name);
         let begun = std::time::Instant::now();
-        for seed in rng::seeds(1, count) {
+        for seed in rng::seeds(first, count) {
             runs += 1;
             failures.extend(run(&mut kernel, case, seed).err());
         }

@@ -5,10 +5,10 @@ use dm_tests::operations::SECTOR;
 use crate::duo::{Checked, Duo, Mix};
 use crate::sides::{Side, component};
 
-const LEN: u64 = 1400;
+pub const LEN: u64 = 1400;
 
 /// All regions are the same on all legs.
-fn in_sync(status: &str) -> bool {
+pub fn in_sync(status: &str) -> bool {
     status.split_whitespace().filter_map(|word| word.split_once('/')).any(|(have, all)| have == all)
 }
 
@@ -25,7 +25,7 @@ fn session(duo: &mut Duo<'_>, count: u64, log: &str) -> Checked {
     duo.remove_all()
 }
 
-fn region(duo: &mut Duo<'_>) -> u64 {
+pub fn region(duo: &mut Duo<'_>) -> u64 {
     *duo.rng.choice(&[8, 16, 64, 256]).expect("a region")
 }
 
@@ -35,12 +35,17 @@ pub fn core(duo: &mut Duo<'_>, count: u64) -> Checked {
     duo.same_components(|_, _| true)
 }
 
-/// A log that says itself that all is well, of legs on which it is.
-pub fn nosync(duo: &mut Duo<'_>, count: u64) -> Checked {
+/// Makes the legs alike before there is a mirror.
+pub fn same_legs(duo: &mut Duo<'_>) {
     let leg = duo.kernel.bytes(component("a"))[5 * SECTOR..][..LEN as usize * SECTOR].to_vec();
     duo.place("b", &leg);
     let shifted = [vec![0; 77 * SECTOR], leg].concat();
     duo.place("c", &shifted);
+}
+
+/// A log that says itself that all is well, of legs on which it is.
+pub fn nosync(duo: &mut Duo<'_>, count: u64) -> Checked {
+    same_legs(duo);
     let region = region(duo);
     session(duo, count, &format!("core 2 {region} nosync"))?;
     duo.same_components(|_, _| true)

@@ -291,7 +291,7 @@ fn a_leg_lacks_the_regions_that_it_could_not_write_and_no_others() {
     let leg = ground.leg(1).display().to_string();
     files::component(&ground.leg(1), &bytes(&ground.leg(0)));
     let tables = format!(
-        "b,,,,0 100 linear {leg} 0,100 3 error,103 3993 linear {leg} 103;\
+        "b,,,,0 96 linear {leg} 0,96 8 error,104 3992 linear {leg} 104;\
          x,,,,0 {SECTORS} mirror core 2 8 nosync 2 {} 0 /dev/mapper/b 0",
         ground.leg(0).display()
     );
@@ -303,6 +303,14 @@ fn a_leg_lacks_the_regions_that_it_could_not_write_and_no_others() {
         vmm.write(0, at, &data).unwrap();
         assert!(status(&served, "x").contains(" 511/512 1 AD 1 core"), "{}", status(&served, "x"));
     }
+    // A leg that was never in sync there has not failed to write, which is never asked of it.
+    let table =
+        format!("0 {SECTORS} mirror core 2 8 sync 2 {} 0 /dev/mapper/b 0 1 handle_errors", ground.leg(0).display());
+    served.must(&["load", "x", "--table", &table]);
+    served.must(&["resume", "x"]);
+    wait_until("all but one region is copied", || status(&served, "x").contains(" 511/512 1 AS 1 core"));
+    vmm.write(0, 70, &data).unwrap();
+    assert!(status(&served, "x").contains(" 511/512 1 AS 1 core"), "{}", status(&served, "x"));
     drop(vmm);
     served.stop();
     let (first, second) = (bytes(&ground.leg(0)), bytes(&ground.leg(1)));

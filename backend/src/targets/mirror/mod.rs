@@ -282,7 +282,8 @@ impl Mirror {
         }
         let data = |part: &Range<u64>| {
             let bytes = |sectors: u64| (sectors * dm_table::SECTOR_SIZE) as usize;
-            let place = |lease: &Lease| lease.slice().part(bytes(part.start - range.start), bytes(part.end - part.start));
+            let place =
+                |lease: &Lease| lease.slice().part(bytes(part.start - range.start), bytes(part.end - part.start));
             Vec::from_iter(lease.as_ref().map(place))
         };
         let outcome = self.each(cx, ticket.legs, action, range, &data(range)).await;
@@ -297,12 +298,12 @@ impl Mirror {
             }
             return Err(outcome.errno);
         }
-        outcome.failed.iter().for_each(|leg| self.state.fail(leg, Failure::Write, outcome.errno));
         let mut parts = self.state.setup.geometry.parts(range).peekable();
         let mut failures = Vec::new();
         // A leg that cannot write one sector of many has the other regions, and must not be taken for one that lacks them.
         while let Some(part) = parts.next_if(|part| part != range) {
-            let again = self.each(cx, outcome.failed, action, &part, &data(&part)).await;
+            let legs = outcome.failed.and(self.regions().wanted(&part));
+            let again = self.each(cx, legs, action, &part, &data(&part)).await;
             if !again.failed.is_empty() {
                 let done = outcome.done.or(again.done);
                 failures.push((part, Outcome { done, ..again }));
@@ -331,7 +332,13 @@ impl Mirror {
     }
 
     /// Some legs have failed: whether those that have not are enough, now and after a crash.
-    async fn settle(&self, cx: &Cx, written: Option<&Range<u64>>, outcome: Outcome, failure: Failure) -> Result<(), i32> {
+    async fn settle(
+        &self,
+        cx: &Cx,
+        written: Option<&Range<u64>>,
+        outcome: Outcome,
+        failure: Failure,
+    ) -> Result<(), i32> {
         let Outcome { done, failed, errno } = outcome;
         failed.iter().for_each(|leg| self.state.fail(leg, failure, errno));
         let _held = self.state.log.lock().await;

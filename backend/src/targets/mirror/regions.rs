@@ -266,14 +266,19 @@ impl Regions {
         }
     }
 
+    /// Legs that are to have what is written there. What is not in sync is copied later, so those that are not fit can do without.
+    pub fn wanted(&self, range: &Range<u64>) -> Legs {
+        let is_wanted = |region| self.is_in_sync(region) || self.recovering == Some(region);
+        if self.geometry.of(range).any(is_wanted) { Legs::all(self.geometry.legs) } else { self.fit }
+    }
+
     /// A write (or discard) of these sectors, unless they are being copied.
     pub fn write(&mut self, range: Range<u64>) -> Option<Ticket> {
         if self.window.as_ref().is_some_and(|window| overlap(window, &range)) {
             return None;
         }
-        let (mut any_sync, mut mark) = (false, self.least);
+        let (legs, mut mark) = (self.wanted(&range), self.least);
         for region in self.geometry.of(&range) {
-            any_sync |= self.is_in_sync(region) || self.recovering == Some(region);
             let hot = self.hot.entry(region).or_default();
             hot.writes += 1;
             if let Some(image) = &mut self.image
@@ -290,8 +295,6 @@ impl Regions {
             self.writes.len() - 1
         });
         self.writes[place] = Some(range.clone());
-        // What is not in sync is copied later, so the others can do without.
-        let legs = if any_sync { Legs::all(self.geometry.legs) } else { self.fit };
         Some(Ticket { place, range, legs, mark })
     }
 

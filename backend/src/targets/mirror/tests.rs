@@ -132,6 +132,18 @@ fn outside_of_what_is_in_sync_all_goes_to_the_source() {
 }
 
 #[test]
+fn a_leg_can_do_without_what_is_copied_later() {
+    let mut regions = regions(Begin::Dirty, false);
+    assert!(copy(&mut regions, 0));
+    assert_eq!(regions.recover(), Some(1));
+    let [first, all] = [Legs::one(0), Legs::all(2)];
+    // In sync; being copied; to be copied; some of both.
+    assert_eq!([0..8, 16..24, 32..40, 8..40].map(|range| regions.wanted(&range)), [all, all, first, all]);
+    regions.recovered(1, false);
+    assert_eq!(regions.wanted(&(16..24)), first);
+}
+
+#[test]
 fn a_write_that_fails_on_a_leg_spoils_the_copy_of_its_region() {
     let mut regions = regions(Begin::Dirty, true);
     assert_eq!(regions.recover(), Some(0));
