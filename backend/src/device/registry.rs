@@ -17,6 +17,8 @@ use super::pair::Pair;
 #[derive(Debug, Default)]
 pub struct Registry {
     open: HashMap<Identity, Openings>,
+    // How many of them there are when those that are closed are next looked for.
+    sweep_at: usize,
     fence: Fence,
 }
 
@@ -53,7 +55,7 @@ impl Registry {
 
     /// The same, but what nobody who lives has is waited for: see [`Patience`].
     pub fn patient(patience: Patience) -> Registry {
-        Registry { open: HashMap::new(), fence: Fence::new(patience) }
+        Registry { fence: Fence::new(patience), ..Registry::default() }
     }
 
     /// From now on what dead processes have is waited for in this way.
@@ -80,7 +82,7 @@ impl Registry {
         opts: &Options,
     ) -> Result<Arc<Component>, OpenError> {
         let located = lookup::locate(text, major_minor)?;
-        self.open.retain(|_, openings| openings.writer.is_open() || openings.reader.is_open());
+        self.sweep();
         let Openings { writer, reader, pair } = self.open.entry(located.identity).or_default();
         let (serving, other) = if opts.read_only { (reader, writer) } else { (writer, reader) };
         let (open, other) = (serving.opening.upgrade(), other.opening.upgrade());
@@ -102,6 +104,17 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// Forgets those that are closed: often enough that they do not outnumber the others, and seldom enough that many cost no
+    /// more for each than few.
+    fn sweep(&mut self) {
+        if self.open.len() >= self.sweep_at {
+            self.open.retain(|_, openings| openings.writer.is_open() || openings.reader.is_open());
+            self.sweep_at = 2 * self.open.len() + 16;
+        }
+    }
+}
+
 /// Whether an opening that exists is what a further user asks for.
 fn fits(opening: &Opening, located: &Located, cache: Cache) -> Result<(), OpenError> {
     let why = match (cache, opening.access) {
@@ -110,4 +123,29 @@ fn fits(opening: &Opening, located: &Located, cache: Cache) -> Result<(), OpenEr
         _ => return Ok(()),
     };
     Err(OpenError::Conflict { path: located.path.clone(), why: why.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_closed_or_refused_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registry = Registry::new();
+        let mut kept = Vec::new();
+        for n in 0..400_u64 {
+            let path = dir.path().join(n.to_string());
+            // Every other one is empty, and refused.
+            std::fs::File::create(&path).unwrap().set_len(n % 2 * 4096).unwrap();
+            let opened = registry.open(path.to_str().unwrap(), None, &Options::default());
+            assert_eq!(opened.is_ok(), n % 2 == 1);
+            kept.extend(opened.ok().filter(|_| n % 40 == 1));
+            assert!(registry.open.len() <= 2 * kept.len() + 17, "{} for {}", registry.open.len(), kept.len());
+        }
+        for component in &kept {
+            let again = registry.open(component.path.to_str().unwrap(), None, &Options::default()).unwrap();
+            assert!(Arc::ptr_eq(component, &again), "{}", component.path.display());
+        }
+    }
 }
