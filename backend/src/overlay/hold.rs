@@ -62,12 +62,16 @@ impl Held {
                 Err(OverlayError::System { source, .. })
                     if make.is_some() && source.kind() == io::ErrorKind::NotFound =>
                 {
+                    made = false;
                     continue;
                 }
                 looked => looked?,
             };
             let component = match open(text) {
-                Err(OpenError::NotFound { .. }) if make.is_some() => continue,
+                Err(OpenError::NotFound { .. }) if make.is_some() => {
+                    made = false;
+                    continue;
+                }
                 // Of several that find it new all may have given way to one another. One that is served is not so for long.
                 Err(OpenError::Locked { .. }) if make.is_some() && looked.is_empty() && yielded < MOST_YIELDS => {
                     yielded += 1;

@@ -87,9 +87,12 @@ fn must(args: &[String]) -> String {
 
 /// Runs a command that must refuse; why.
 fn must_not(args: &[String]) -> String {
-    let (code, _, err) = daemon::run(args).expect("run");
-    assert_eq!(code, 1, "{args:?}: {err}");
-    err
+    let mut process = Daemon::start(args);
+    let status = process.wait(std::time::Duration::from_secs(60));
+    let status = status.unwrap_or_else(|| panic!("{args:?}: it is not refused, but served"));
+    let said = process.log();
+    assert_eq!(status.code(), Some(1), "{args:?}: {said}");
+    said
 }
 
 fn words(args: &[&str]) -> Vec<String> {
