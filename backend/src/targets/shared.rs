@@ -150,3 +150,34 @@ impl Origin {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::snapshot::live::tests::live;
+    use super::*;
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    #[test]
+    fn one_snapshot_takes_the_place_of_another_without_a_moment_without_either() {
+        let (origin, mut context) = (Origin::default(), Context::from_waker(Waker::noop()));
+        let (old, new) = (Arc::new(live(false)), Arc::new(live(false)));
+        assert_eq!(pin!(origin.add(&old, None)).poll(&mut context), Poll::Ready(()));
+        let writer = origin.writing.enter();
+        let mut added = pin!(origin.add(&new, Some(&old)));
+        assert_eq!(added.as_mut().poll(&mut context), Poll::Pending, "somebody writes who knows of the old one alone");
+        assert!(matches!(&*origin.snapshots(), [one] if Arc::ptr_eq(one, &new)));
+        drop(writer);
+        assert_eq!(added.as_mut().poll(&mut context), Poll::Ready(()));
+    }
+
+    #[test]
+    fn nobody_else_looks_at_a_store_that_is_being_opened() {
+        let (shared, key) = (Shared::default(), Key::Mapped(1));
+        let opening = shared.open_store(key);
+        assert!(opening.is_some() && shared.open_store(key).is_none() && shared.open_store(Key::Mapped(2)).is_some());
+        drop(opening);
+        assert!(shared.open_store(key).is_some());
+    }
+}

@@ -397,7 +397,7 @@ impl Inner {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::targets) mod tests {
     use super::*;
     use crate::map::DevIx;
     use crate::targets::cx::Local;
