@@ -4,10 +4,11 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use dm_tests::blk::IOERR;
-use dm_tests::control::Controlled;
+use dm_tests::control::{Controlled, which};
 use dm_tests::files;
 use dm_tests::vmm::{Failed, Setup, Vmm};
 use fastrand::Rng;
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::{Component, SECTOR, SECTORS, fresh, serve};
@@ -312,6 +313,101 @@ fn snapshots_and_their_origin_are_what_a_model_says() {
         drop(vmm);
         served.stop();
     }
+}
+
+/// Begins to wait for an event of a device; what ends the wait gives what the device is then.
+fn event(served: &Controlled, device: &str) -> impl FnOnce() -> u64 + use<> {
+    let mut client = served.client();
+    let number = client.info(device)["event_nr"].as_u64().expect("a number");
+    let id = client.begin("wait", &json!({"which": which(device), "event_nr": number})).expect("send");
+    move || client.end(id).expect("an answer").expect("an event")["event_nr"].as_u64().expect("a number") - number
+}
+
+#[test]
+fn who_waits_is_woken_when_a_snapshot_is_invalid_and_not_when_it_overflows() {
+    for (kind, told) in [("P", "Invalid"), ("N", "Invalid"), ("PO", "Overflow")] {
+        let (origin, cow) = (Component::new(), Cow::new(5 * 8));
+        let (served, mut vmm) = serve(&format!("0 1024 snapshot {} {} {kind} 8", origin.at(), cow.at()));
+        let woken = event(&served, "disk");
+        let before = served.client().info("disk")["event_nr"].clone();
+        let full = (0..6).map(|chunk| vmm.write(0, chunk * 8, &[7; SECTOR])).find(Result::is_err);
+        assert_eq!(full, Some(Err(Failed(IOERR))));
+        assert_eq!(status(&served, "disk"), format!("0 1024 snapshot {told}"));
+        match kind {
+            // As in the kernel, which leaves it to dmeventd to look.
+            "PO" => assert_eq!(served.client().info("disk")["event_nr"], before),
+            _ => assert_eq!(woken(), 1, "{kind}"),
+        }
+        drop(vmm);
+        served.stop();
+    }
+}
+
+#[test]
+fn who_waits_is_woken_when_writers_of_the_origin_fill_a_store() {
+    let (base, cow) = (Component::new(), Cow::new(5 * 8));
+    let concise =
+        format!("snap,,,,0 1024 snapshot {0} {1} P 8;origin,,,,0 2048 snapshot-origin {0}", base.at(), cow.at());
+    let mut served = Controlled::start(&concise, &[]);
+    let woken = event(&served, "snap");
+    let mut origin = served.vmm("origin", &setup(1));
+    origin.write(0, 0, &[9; 64 * SECTOR]).unwrap();
+    assert_eq!(woken(), 1);
+    assert_eq!(status(&served, "snap"), "0 1024 snapshot Invalid");
+    drop(origin);
+    served.stop();
+}
+
+#[test]
+fn who_waits_is_woken_when_a_merge_has_ended() {
+    let (origin, cow) = (Component::new(), Cow::new(4096));
+    let line = |target: &str| format!("0 1024 {target} {} {} P 8", origin.at(), cow.at());
+    let (served, mut vmm) = serve(&line("snapshot"));
+    vmm.write(0, 9, &[1; 100 * SECTOR]).unwrap();
+    served.must(&["load", "disk", "--table", &line("snapshot-merge")]);
+    let woken = event(&served, "disk");
+    served.must(&["resume", "disk"]);
+    // The exchange of tables is the first.
+    assert!(woken() >= 1);
+    served.must(&["wait", "disk", "1"]);
+    assert_eq!(status(&served, "disk"), "0 1024 snapshot-merge 16/4096 16");
+    assert_eq!(origin.sector(108), vec![1; SECTOR]);
+    drop(vmm);
+    served.stop();
+}
+
+/// The second line of the new table cannot have its store: the first gives back what it took over, and the origin's writers,
+/// who waited for the snapshot all the time, have not gone on meanwhile.
+#[test]
+fn a_merge_that_does_not_come_to_life_lets_nobody_write_the_origin() {
+    let base = Component::new();
+    let cows = [Cow::new(4096), Cow::new(4096)];
+    let line = |at: u64, target: &str, n: usize| format!("{at} 512 {target} {} {} P 8", base.at(), cows[n].at());
+    let concise = format!(
+        "snap,,,,{};other,,,,{};origin,,,,0 2048 snapshot-origin {}",
+        line(0, "snapshot", 0),
+        line(0, "snapshot", 1),
+        base.at()
+    );
+    let mut served = Controlled::start(&concise, &[]);
+    let (mut snap, mut origin) = (served.vmm("snap", &setup(1)), served.vmm("origin", &setup(1)));
+    for round in 0..10 {
+        let at = round * 8;
+        served.must(&["suspend", "snap"]);
+        std::thread::scope(|scope| {
+            scope.spawn(|| origin.write(0, at, &[9; 8 * SECTOR]).unwrap());
+            let table = format!("{}\n{}", line(0, "snapshot-merge", 0), line(512, "snapshot", 1));
+            // It is warned of, as both lines have the same origin.
+            assert_eq!(served.dmsetup(&["load", "snap", "--table", &table]).code, 0);
+            let refused = served.must_not(&["resume", "snap"]);
+            assert!(refused.contains("Unable to perform snapshot handover"), "{refused}");
+            served.must(&["resume", "snap"]);
+        });
+        assert_eq!(snap.read(0, at, SECTOR).unwrap(), fresh(at), "it was written over before it was copied");
+        assert_eq!(base.sector(at), vec![9; SECTOR]);
+    }
+    drop((snap, origin));
+    served.stop();
 }
 
 #[test]
