@@ -53,7 +53,7 @@ fn the_last_region_may_be_short() {
 #[test]
 fn a_range_has_parts_of_its_first_and_last_region() {
     let parts = |range| regions(Begin::Clean, false).geometry.parts(&range).collect::<Vec<_>>();
-    assert_eq!(parts(3..5), [3..5]);
+    assert_eq!(parts(3..5), vec![3..5; 1]);
     assert_eq!(parts(15..49), [15..16, 16..32, 32..48, 48..49]);
     assert_eq!(parts(96..125), [96..112, 112..125]);
 }
