@@ -84,6 +84,8 @@ pub enum Event {
 pub enum Wait {
     /// Return at once.
     No,
+    /// Return at once, with what has happened already; what was started may go down later with more.
+    Gather,
     /// Sleep until there is an event.
     Event,
     /// The same, but no longer than to this time of the engine's clock.
@@ -114,6 +116,9 @@ pub trait Engine {
 
     /// Takes a watch back; [`Event::Unwatched`] follows.
     fn unwatch(&mut self, watch: u32);
+
+    /// Whether there are, or soon will be, completions that no turn has seen.
+    fn has_unseen(&mut self) -> bool;
 
     /// Submits what was started and appends what has happened to `events`.
     ///

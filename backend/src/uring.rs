@@ -36,6 +36,9 @@ const BLOCK_URING_CMD_DISCARD: u32 = 0x12 << 8;
 // io_uring_register(2) operations that stay allowed when the ring is running.
 const REGISTER_FILES_UPDATE: u8 = 6;
 
+/// `IORING_ENTER_GETEVENTS`, include/uapi/linux/io_uring.h.
+const ENTER_GETEVENTS: u32 = 1;
+
 const KIND_WATCH: u64 = 1 << 32;
 const KIND_CANCEL: u64 = 2 << 32;
 
@@ -180,6 +183,21 @@ impl Uring {
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME)) => None,
             Err(e) => Some(e),
         }
+    }
+
+    /// Takes what has completed, and submits nothing.
+    fn gather(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        if self.ring.split().1.taskrun() {
+            // SAFETY: without a signal mask or entries the call only has the kernel do what it has put off for this thread.
+            let result = unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, ENTER_GETEVENTS, None) };
+            match result {
+                Ok(_) => {}
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.reap(events);
+        Ok(())
     }
 
     /// A copy of `data` that stays where it is until it is submitted.
@@ -349,12 +367,21 @@ impl Engine for Uring {
         stats::now()
     }
 
+    #[inline]
+    fn has_unseen(&mut self) -> bool {
+        let (_, sq, cq) = self.ring.split();
+        sq.taskrun() || !cq.is_empty()
+    }
+
     fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         events.append(&mut self.early);
+        if wait == Wait::Gather {
+            return self.gather(events);
+        }
         let sleep = wait != Wait::No && events.is_empty();
         let until = match wait {
             Wait::Until(until) => Some(until),
-            Wait::No | Wait::Event => None,
+            Wait::No | Wait::Gather | Wait::Event => None,
         };
         let (idle, completed) = {
             let (_, sq, cq) = self.ring.split();

@@ -513,6 +513,10 @@ impl Engine for Sim {
         state.put(latency, of, Item::Unwatched);
     }
 
+    fn has_unseen(&mut self) -> bool {
+        !self.0.borrow().sides[usize::from(self.1)].events.is_empty()
+    }
+
     /// With nothing to wait for it returns at once, and [`Sim::asleep`] says so.
     fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         #[cfg(test)]
@@ -525,7 +529,7 @@ impl Engine for Sim {
                 state.happen(of, item);
             }
             let mine = &mut state.sides[own].events;
-            if wait == Wait::No || !mine.is_empty() {
+            if matches!(wait, Wait::No | Wait::Gather) || !mine.is_empty() {
                 events.append(mine);
                 return Ok(());
             }

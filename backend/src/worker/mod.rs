@@ -6,6 +6,7 @@ pub(crate) mod bell;
 pub(crate) mod cursor;
 pub mod devices;
 mod dirty;
+mod gather;
 #[cfg(test)]
 pub(crate) mod hand;
 pub mod jobs;
@@ -34,6 +35,7 @@ use crate::engine::{Engine, Event, Wait};
 use crate::stats::{self, Clock, Meter};
 use crate::uring::Uring;
 use bell::Bell;
+use gather::Gather;
 use jobs::{Job, Jobs};
 use ops::{Ops, Owner, UnderWay};
 use poll::{Lookers, Pace, Poll};
@@ -215,6 +217,7 @@ pub(crate) struct Core<E> {
     stateful: bool,
     events: Vec<Event>,
     poll: Poll,
+    gather: Gather,
     // What the worker waited for in the sleep before this turn, and how long.
     woken: Option<(Pace, Duration)>,
     rung: bool,
@@ -242,6 +245,7 @@ impl<E: Engine> Core<E> {
             stateful: false,
             events: Vec::new(),
             poll,
+            gather: Gather::default(),
             woken: None,
             rung: false,
             ending: false,
@@ -280,14 +284,14 @@ impl<E: Engine> Core<E> {
     /// for a while, or sleeps.
     #[inline]
     pub(crate) fn turn(&mut self) -> io::Result<()> {
-        let mut busy = false;
+        let mut taken = 0;
         self.clock.begin();
         let stateful = self.stateful;
         if stateful {
             self.local.0.borrow_mut().fire(self.engine.now());
         }
         for place in self.queues.iter_mut().flatten() {
-            busy |= place.queue.take(&mut self.ops, &mut self.tasks, &mut self.engine, &mut self.clock);
+            taken += place.queue.take(&mut self.ops, &mut self.tasks, &mut self.engine, &mut self.clock);
             // What needed no device is done already.
             place.queue.publish();
         }
@@ -296,27 +300,18 @@ impl<E: Engine> Core<E> {
             // What a task has ended without a device.
             self.queues.iter_mut().flatten().for_each(|place| place.queue.publish());
         }
+        let busy = taken > 0;
         if let Some((pace, time)) = self.woken.take()
             && busy
         {
             self.poll.slept(pace, time);
         }
         let pace = Pace::of(self.ops.under_way());
-        let look = if busy { self.poll.pays(pace) } else { self.poll.again(pace) };
-        let look = look || (stateful && self.tasks.any_ready()) || self.is_over();
-        let sleep = !look && self.queues.iter_mut().flatten().all(|place| place.queue.fall_asleep());
-        if sleep {
-            self.meter.looked(self.poll.vain());
-            self.meter.sleeps(stats::now());
-        }
+        let wait = self.how_to_wait(pace, taken);
+        let sleep = matches!(wait, Wait::Event | Wait::Until(_));
 
         let mut events = std::mem::take(&mut self.events);
         self.clock.pass();
-        let wait = match (sleep, self.next_timer()) {
-            (false, _) => Wait::No,
-            (true, None) => Wait::Event,
-            (true, Some(due)) => Wait::Until(due),
-        };
         let result = self.engine.turn(wait, &mut events);
         let slept = sleep.then(|| self.wake());
         // A kick for a request that was taken before the sleep says nothing: only what brought work counts.
@@ -334,10 +329,12 @@ impl<E: Engine> Core<E> {
         if busy || !events.is_empty() {
             self.worked();
         }
+        let ended = events.len();
         for event in events.drain(..) {
             self.handle(event);
         }
         self.events = events;
+        self.gather.ended(ended, self.ops.under_way());
         if stateful {
             // The turn may have slept.
             self.local.0.borrow_mut().fire(self.engine.now());
@@ -347,6 +344,26 @@ impl<E: Engine> Core<E> {
             place.queue.publish();
         }
         result
+    }
+
+    /// What the engine is to do where so many requests have been taken.
+    #[inline]
+    fn how_to_wait(&mut self, pace: Pace, taken: usize) -> Wait {
+        let look = if taken > 0 { self.poll.pays(pace) } else { self.poll.again(pace) };
+        if self.gather.waits(taken, self.engine.has_unseen()) && self.poll.pays(Pace::Deep) {
+            return Wait::Gather;
+        }
+        let look = look || (self.stateful && self.tasks.any_ready()) || self.is_over();
+        if look || !self.queues.iter_mut().flatten().all(|place| place.queue.fall_asleep()) {
+            return Wait::No;
+        }
+        self.gather.forget();
+        self.meter.looked(self.poll.vain());
+        self.meter.sleeps(stats::now());
+        match self.next_timer() {
+            None => Wait::Event,
+            Some(due) => Wait::Until(due),
+        }
     }
 
     /// When a task is to be woken, where no other reason to turn comes earlier.

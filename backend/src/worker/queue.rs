@@ -180,13 +180,13 @@ impl Queue {
         })
     }
 
-    /// Takes every head that is there; returns whether there was one.
+    /// Takes every head that is there; returns how many there were.
     #[inline]
-    pub fn take(&mut self, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine, clock: &mut Clock) -> bool {
+    pub fn take(&mut self, ops: &mut Ops, tasks: &mut Tasks, engine: &mut impl Engine, clock: &mut Clock) -> usize {
         if (self.stopped || self.held) && self.replay.is_empty() {
-            return false;
+            return 0;
         }
-        let mut any = false;
+        let mut taken = 0;
         // A driver has at most as many requests under way as its ring has entries; one that repeats heads waits. A turn takes
         // one ring full at most, and so many bytes, so that no driver can keep the worker from anything else.
         let mut bytes = 0;
@@ -206,7 +206,7 @@ impl Queue {
             }
             match self.next() {
                 Ok(Some(head)) => {
-                    any = true;
+                    taken += 1;
                     self.serve(head, ops, tasks, engine, clock);
                     bytes += self.request.data_len;
                 }
@@ -219,11 +219,11 @@ impl Queue {
                 }
             }
         }
-        if any {
+        if taken > 0 {
             self.vring.stay_awake();
             self.lane.set_in_flight(self.in_flight);
         }
-        any
+        taken
     }
 
     #[inline]
