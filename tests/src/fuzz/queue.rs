@@ -185,6 +185,10 @@ impl Engine for Checked<'_> {
         self.sim.unwatch(watch);
     }
 
+    fn has_unseen(&mut self) -> bool {
+        self.sim.has_unseen()
+    }
+
     fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> std::io::Result<()> {
         self.sim.turn(wait, events)
     }
@@ -257,7 +261,7 @@ impl<'h> Run<'h> {
         let offered = self.hostile.half(avail + 2).wrapping_sub(base);
         let mut heads = Vec::new();
         if offered > size {
-            assert!(!self.queue.take(&mut self.ops, &mut self.tasks, &mut self.engine, &mut self.clock));
+            assert_eq!(self.queue.take(&mut self.ops, &mut self.tasks, &mut self.engine, &mut self.clock), 0);
             assert_eq!(self.queue.next_avail(), base, "nothing is taken from a broken ring");
         } else {
             for n in 0..offered.min(HEADS) {

@@ -1,6 +1,7 @@
 //! Stateful targets of a running process, as a guest and an operator meet them.
 #![allow(missing_docs)]
 
+mod dust;
 mod golden;
 mod model;
 mod snapshot;
