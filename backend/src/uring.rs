@@ -150,6 +150,8 @@ impl Uring {
                 // The kernel refuses more while completions wait to be taken.
                 let mut early = std::mem::take(&mut self.early);
                 self.reap(&mut early);
+                // To arm a watch again may have made room, too.
+                early.append(&mut self.early);
                 self.early = early;
             }
         }

@@ -168,6 +168,8 @@ struct Side {
     asleep: bool,
     // What happened while another engine had its turn.
     events: Vec<Event>,
+    // What was started and has not gone down.
+    started: Vec<Of>,
 }
 
 struct State {
@@ -276,7 +278,8 @@ impl Sim {
     pub fn asleep(&self) -> bool {
         let state = self.0.borrow();
         let side = &state.sides[usize::from(self.1)];
-        side.asleep && side.events.is_empty() && !state.agenda.values().any(|((engine, _), _)| *engine == self.1)
+        let idle = side.events.is_empty() && side.started.is_empty();
+        side.asleep && idle && !state.agenda.values().any(|((engine, _), _)| *engine == self.1)
     }
 
     /// Commands started and not yet reported.
@@ -369,6 +372,7 @@ impl State {
             }
         }
         self.running.clear();
+        self.sides.iter_mut().for_each(|side| side.started.clear());
         self.agenda.clear();
         self.watches.clear();
         self.files.clear();
@@ -380,6 +384,14 @@ impl State {
         let chance = self.rng.u32(..);
         self.items += 1;
         self.agenda.insert((self.now + delay, chance, self.items), (of, item));
+    }
+
+    /// What a side has started goes down.
+    fn submit(&mut self, side: usize) {
+        let latency = self.latency();
+        for of in std::mem::take(&mut self.sides[side].started) {
+            self.put(latency, of, Item::Effect);
+        }
     }
 
     fn latency(&self) -> u64 {
@@ -494,8 +506,7 @@ impl Engine for Sim {
         let of = (self.1, token);
         assert!(state.running.insert(of, running).is_none(), "token {token} is used twice at a time");
         state.started += 1;
-        let latency = state.latency();
-        state.put(latency, of, Item::Effect);
+        state.sides[usize::from(self.1)].started.push(of);
     }
 
     fn watch(&mut self, fd: RawFd, watch: u32) {
@@ -524,6 +535,9 @@ impl Engine for Sim {
         let (mut state, own) = (self.0.borrow_mut(), usize::from(self.1));
         state.now += TURN;
         state.sides[own].asleep = false;
+        if wait != Wait::Gather {
+            state.submit(own);
+        }
         loop {
             while let Some((of, item)) = state.next_due() {
                 state.happen(of, item);

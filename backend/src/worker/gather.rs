@@ -5,10 +5,12 @@
 //! machines do best with whole waves, and a wave is one system call; so a worker whose device has much to do waits for the
 //! rest, as long as it keeps coming. A lone request never waits.
 
-/// Operations, under way or just ended, up to which requests are sent down as they come.
+/// Requests that have just ended and operations under way, up to which requests are sent down as they come.
 const FEW: usize = 4;
 /// Looks in vain after which no more is expected: a microsecond or two.
 const PATIENCE: u32 = 64;
+/// Looks after which what has come first goes down, whatever else comes: another guest's may be among it.
+const MOST: u32 = 4 * PATIENCE;
 
 /// What a worker expects.
 #[derive(Debug, Default)]
@@ -19,11 +21,12 @@ pub struct Gather {
     deep: bool,
     // Some have come, and have not been sent down.
     waiting: bool,
+    looks: u32,
     vain: u32,
 }
 
 impl Gather {
-    /// So many operations have ended in a turn, and so many are under way now.
+    /// So many requests have ended in a turn, and so many operations are under way now.
     #[inline]
     pub fn ended(&mut self, ended: usize, under_way: usize) {
         if ended > 0 {
@@ -36,6 +39,7 @@ impl Gather {
     /// they ask of devices is to wait for more.
     #[inline]
     pub fn waits(&mut self, taken: usize, unseen: bool) -> bool {
+        self.looks += u32::from(self.waiting);
         if taken > 0 {
             self.owed = self.owed.saturating_sub(taken);
             self.waiting = true;
@@ -43,8 +47,8 @@ impl Gather {
         } else {
             self.vain += u32::from(self.waiting);
         }
-        let come = self.owed == 0 || self.vain >= PATIENCE;
-        if self.waiting && come && !(self.deep && unseen) {
+        let come = (self.owed == 0 || self.vain >= PATIENCE) && !(self.deep && unseen);
+        if self.waiting && (come || self.looks >= MOST) {
             self.forget();
         }
         self.waiting
@@ -96,6 +100,21 @@ mod tests {
         gather.ended(30, 0);
         assert!(gather.waits(0, false));
         assert!(!gather.waits(30, false));
+    }
+
+    #[test]
+    fn nobody_can_make_it_wait_for_ever() {
+        for unseen in [false, true] {
+            let mut gather = Gather::default();
+            gather.ended(1000, 0);
+            assert!(gather.waits(1, unseen));
+            let waits = (1..=MOST).take_while(|look| gather.waits(usize::from(look % 50 == 0), unseen)).count();
+            assert!(waits < MOST as usize, "requests come one by one, {unseen}");
+            gather.ended(8, 0);
+            assert!(gather.waits(1, unseen));
+            let waits = (1..=MOST).take_while(|_| gather.waits(0, true)).count();
+            assert!(waits < MOST as usize, "completions are always about to come");
+        }
     }
 
     #[test]

@@ -329,9 +329,9 @@ impl<E: Engine> Core<E> {
         if busy || !events.is_empty() {
             self.worked();
         }
-        let ended = events.len();
+        let mut ended = 0;
         for event in events.drain(..) {
-            self.handle(event);
+            ended += usize::from(self.handle(event));
         }
         self.events = events;
         self.gather.ended(ended, self.ops.under_way());
@@ -445,16 +445,17 @@ impl<E: Engine> Core<E> {
         self.clock.worked();
     }
 
+    /// Whether a request has ended, so that its driver may have the next one ready.
     #[inline]
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) -> bool {
         match event {
             Event::Done { token, result } => {
-                let Some(verdict) = self.ops.complete(&mut self.engine, token, result) else { return };
+                let Some(verdict) = self.ops.complete(&mut self.engine, token, result) else { return false };
                 let Some(join) = verdict.owner.join() else {
-                    if let Some(Some(place)) = self.queues.get_mut(verdict.owner.queue as usize) {
-                        place.queue.complete(&verdict, &mut self.clock);
-                    }
-                    return;
+                    return match self.queues.get_mut(verdict.owner.queue as usize) {
+                        Some(Some(place)) => place.queue.complete(&verdict, &mut self.clock),
+                        _ => false,
+                    };
                 };
                 let mut local = self.local.0.borrow_mut();
                 let ns = self.clock.now().saturating_sub(local.began(join));
@@ -475,6 +476,7 @@ impl<E: Engine> Core<E> {
                 }
             }
         }
+        false
     }
 
     /// Does what a message says.

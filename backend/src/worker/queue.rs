@@ -350,18 +350,20 @@ impl Queue {
             && (block == 1 || (at.is_multiple_of(block) && len.is_multiple_of(block)))
     }
 
-    /// Takes an operation's verdict.
+    /// Takes an operation's verdict; whether its request has ended with it.
     #[inline]
-    pub fn complete(&mut self, verdict: &Verdict, clock: &mut Clock) {
+    pub fn complete(&mut self, verdict: &Verdict, clock: &mut Clock) -> bool {
         let status = if verdict.errno == 0 { OK } else { self.failed(verdict) };
         let slot = &self.slots[verdict.owner.slot as usize];
         let (kind, ns) = (slot.kind, clock.now().saturating_sub(slot.began));
         let sectors = verdict.len / dm_table::SECTOR_SIZE;
         let dev = DevIx(verdict.device);
         self.lane.device_ended(dev, verdict.action.kind(), sectors, status != OK, ns);
-        if self.settle(verdict.owner.slot, status) {
+        let ended = self.settle(verdict.owner.slot, status);
+        if ended {
             self.lane.took(kind, ns, 1);
         }
+        ended
     }
 
     #[cold]
