@@ -82,20 +82,24 @@ impl Opening {
                 Err(error) => return log::error!("the claim on {error}; it is kept"),
             }
         } else if let Err(error) = locks::release(&state.file) {
-            // Some may be gone.
-            let _ = self.lock(&state.file, &Beside::Nothing);
+            // Some may be gone. A reader of this process that excludes writers again is no reason not to have them.
+            let _ = locks::announce(&state.file, self.usage());
             return log::error!("{}: the image locks cannot be given up ({error}); they are kept", self.path.display());
         }
         state.owned = false;
     }
 
+    fn usage(&self) -> Use {
+        if self.read_only { Use::Read } else { Use::Write }
+    }
+
     fn lock(&self, file: &File, beside: &Beside) -> Result<(), OpenError> {
-        let (usage, mode) = if self.read_only { (Use::Read, "read-only") } else { (Use::Write, "writable") };
-        match beside.acquire(file, usage) {
+        let mode = if self.read_only { "read-only" } else { "writable" };
+        match beside.acquire(file, self.usage()) {
             Ok(()) => Ok(()),
             Err(Refusal::Held { why, passing, .. }) => {
                 // What was taken before the refusal must not keep the other one out.
-                let _ = locks::release(file);
+                beside.give_back(file);
                 Err(OpenError::Locked { path: self.path.clone(), mode, why, readable: false, passing })
             }
             Err(Refusal::Unsupported(error)) => {

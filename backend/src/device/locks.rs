@@ -88,6 +88,12 @@ pub(super) enum Refusal {
 /// Takes the locks for `usage` on the description of `file` and looks for others that exclude it. On a
 /// refusal the caller closes the file, which gives back what was taken.
 pub(super) fn acquire(file: &File, usage: Use) -> Result<(), Refusal> {
+    announce(file, usage)?;
+    check(file, usage)
+}
+
+/// The first half of [`acquire`]: takes the locks. From then on they exclude all who come later.
+pub(super) fn announce(file: &File, usage: Use) -> Result<(), Refusal> {
     let used = usage.permissions().iter().map(|permission| permission.used_byte());
     let unshared = UNSHARED.iter().map(|permission| permission.unshared_byte());
     for byte in used.chain(unshared) {
@@ -100,7 +106,7 @@ pub(super) fn acquire(file: &File, usage: Use) -> Result<(), Refusal> {
             _ => Refusal::Unsupported(error),
         })?;
     }
-    check(file, usage)
+    Ok(())
 }
 
 /// Takes the locks of a writer for as long as this description of the file is open; it need not be open for writing. On a file
@@ -115,8 +121,8 @@ pub(crate) fn lock_alone(file: &File) -> Result<(), String> {
     }
 }
 
-/// Looks for locks of other descriptions that exclude `usage`.
-fn check(file: &File, usage: Use) -> Result<(), Refusal> {
+/// The second half of [`acquire`]: looks for locks of other descriptions that exclude `usage`.
+pub(super) fn check(file: &File, usage: Use) -> Result<(), Refusal> {
     for permission in UNSHARED {
         if is_locked(file, permission.used_byte())? {
             let holder = holder(file, permission.used_byte());
@@ -133,6 +139,14 @@ fn check(file: &File, usage: Use) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// Who does with an image what the locks of its `reader` exclude.
+pub(super) fn intruder(reader: &File) -> Option<String> {
+    match check(reader, Use::Read) {
+        Err(Refusal::Held { why, .. }) => Some(why),
+        _ => None,
+    }
 }
 
 /// Takes the locks of a reader beside a writer of this same process, whose locks exclude all others.

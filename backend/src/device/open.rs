@@ -30,11 +30,18 @@ pub(super) fn open(
     };
     let mut warnings = Vec::new();
     check_claims(located, disk.as_ref(), opts.read_only, &mut warnings)?;
-    let file = open_file(located, opts)?;
-    if !opts.incoming {
-        take_locks(&file, located, (opts.read_only, beside), &mut warnings)?;
+    let file = Arc::new(open_file(located, opts)?);
+    let locked = !opts.incoming;
+    let taken = match locked {
+        true => take_locks(&file, located, (opts.read_only, beside), &mut warnings),
+        false => Ok(()),
+    };
+    let how = (opts.read_only, opts.cache);
+    let opened = taken.and_then(|()| Opening::first((file.clone(), locked), located, how, (warnings, pair)));
+    if opened.is_err() && locked {
+        beside.give_back(&file);
     }
-    Opening::first((file, !opts.incoming), located, (opts.read_only, opts.cache), (warnings, pair))
+    opened
 }
 
 /// Refuses writable serving of what this machine uses or has write-protected. Reading such a device harms

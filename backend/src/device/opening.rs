@@ -57,7 +57,7 @@ struct Facts {
 impl Opening {
     /// Whoever opens a file decides how it is read, and makes the first component of it. `owned`: locks and claim are on it.
     pub fn first(
-        (file, owned): (File, bool),
+        (file, owned): (Arc<File>, bool),
         located: &Located,
         (read_only, cache): (bool, Cache),
         (warnings, pair): (Vec<String>, &Arc<Pair>),
@@ -86,7 +86,7 @@ impl Opening {
             access,
             warnings,
             pair: pair.clone(),
-            state: Mutex::new(State { file: Arc::new(file), owned, users: 0 }),
+            state: Mutex::new(State { file, owned, users: 0 }),
         };
         Ok(Component::of(Arc::new(opening), path.clone(), facts, (access, mapping)))
     }

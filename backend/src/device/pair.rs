@@ -2,7 +2,8 @@
 //!
 //! To the kernel the locks of the two openings are those of two strangers, of whom one excludes the other. So the reader
 //! gives up what excludes a writer as long as there is a writer that has its own locks: these exclude all others for both.
-//! The reader takes it back before the writer's locks end, be it that the writer is closed or that it is handed over.
+//! The reader gives it up when the writer's locks are there, and takes it back before they end, be it that the writer is
+//! refused, that it is closed or that it is handed over: at no time can a stranger come in that writes what is read.
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -13,6 +14,8 @@ use super::fence::Fence;
 use super::locks::{self, Refusal, Use};
 use super::lookup::Located;
 use super::opening::{Opening, State};
+use crate::limit::Limiter;
+use crate::limited;
 
 /// The openings of a component, and whose turn it is to change their locks.
 #[derive(Debug, Default)]
@@ -22,6 +25,7 @@ pub(super) struct Pair(Mutex<Both>);
 pub(super) struct Both {
     reader: Weak<Opening>,
     writer: Weak<Opening>,
+    limiter: Limiter,
 }
 
 /// What the locks of an opening are taken beside.
@@ -30,7 +34,7 @@ pub(super) enum Beside {
     Nothing,
     /// A writer that has its own.
     Writer,
-    /// A reader, which has let a writer in.
+    /// A reader, which lets the writer in.
     Reader(Arc<File>),
 }
 
@@ -49,7 +53,7 @@ impl Pair {
         let other: Option<Arc<Opening>>;
         let mut both = self.turn();
         other = both.other(opts.read_only);
-        let component = beside(other.as_deref().filter(|_| !opts.incoming), opts.read_only, |beside| {
+        let component = both.beside(other.as_deref().filter(|_| !opts.incoming), opts.read_only, |beside| {
             fence.open(located, opts, (beside, self))
         })?;
         let opening = Arc::downgrade(&component.opening);
@@ -70,7 +74,7 @@ impl Pair {
         let mut state = opening.state();
         let locks = !state.owned;
         if locks {
-            beside(other.as_deref(), opening.read_only, |beside| lock(&mut state, beside))?;
+            both.beside(other.as_deref(), opening.read_only, |beside| lock(&mut state, beside))?;
         }
         state.users += 1;
         Ok(locks)
@@ -127,26 +131,29 @@ impl Both {
     fn other(&self, reads: bool) -> Option<Arc<Opening>> {
         if reads { self.writer.upgrade() } else { self.reader.upgrade() }
     }
-}
 
-/// Does `lock` with the locks of the `other` opening as that needs it. They are as they were if it fails.
-fn beside<T>(
-    other: Option<&Opening>,
-    reads: bool,
-    lock: impl FnOnce(&Beside) -> Result<T, OpenError>,
-) -> Result<T, OpenError> {
-    let beside = match other.map(Opening::state).filter(|state| state.owned) {
-        None => Beside::Nothing,
-        Some(_) if reads => Beside::Writer,
-        // A file system without locks has already been warned of, and there is nothing to give up.
-        Some(reader) if locks::let_writer_in(&reader.file).is_ok() => Beside::Reader(reader.file.clone()),
-        Some(_) => Beside::Nothing,
-    };
-    let done = lock(&beside);
-    if let (Err(_), Beside::Reader(file)) = (&done, &beside) {
-        shut(file);
+    /// Does `lock` with the locks of the `other` opening as that needs it. They are as they were if it fails.
+    fn beside<T>(
+        &self,
+        other: Option<&Opening>,
+        reads: bool,
+        lock: impl FnOnce(&Beside) -> Result<T, OpenError>,
+    ) -> Result<T, OpenError> {
+        let beside = match other.map(Opening::state).filter(|state| state.owned) {
+            None => Beside::Nothing,
+            Some(_) if reads => Beside::Writer,
+            Some(reader) => Beside::Reader(reader.file.clone()),
+        };
+        let done = lock(&beside);
+        // No program comes in that heeds locks; whoever does must not go unnoticed.
+        if let (Err(_), Beside::Reader(file), Some(reader)) = (&done, &beside, other)
+            && let Some(why) = locks::intruder(file)
+        {
+            let path = reader.path.display();
+            limited!(self.limiter, error, "{path}: it is locked for reading, and may change all the same: {why}");
+        }
+        done
     }
-    done
 }
 
 /// The reader excludes writers again.
@@ -157,12 +164,26 @@ fn shut(reader: &File) {
 }
 
 impl Beside {
-    /// Takes the locks for `usage`.
+    /// Takes the locks for `usage`. After a refusal they are given back, with [`Beside::give_back`].
     pub fn acquire(&self, file: &File, usage: Use) -> Result<(), Refusal> {
         match self {
             Beside::Writer => locks::join(file),
-            Beside::Nothing | Beside::Reader(_) => locks::acquire(file, usage),
+            Beside::Nothing => locks::acquire(file, usage),
+            Beside::Reader(reader) => {
+                locks::announce(file, usage)?;
+                // If it does not, the writer finds that.
+                let _ = locks::let_writer_in(reader);
+                locks::check(file, usage)
+            }
         }
+    }
+
+    /// The locks that were acquired, all or some of them, are given up; `file` must not be closed before.
+    pub fn give_back(&self, file: &File) {
+        if let Beside::Reader(reader) = self {
+            shut(reader);
+        }
+        let _ = locks::release(file);
     }
 }
 

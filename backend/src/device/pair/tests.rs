@@ -1,8 +1,13 @@
+use std::cell::RefCell;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::*;
-use crate::device::Registry;
+use crate::device::{Patience, Registry};
 
 /// What the locks of an opening say, byte for byte.
 const NOTHING: &[i64] = &[];
@@ -30,9 +35,13 @@ impl Bench {
         let (what, who) = step.split_once(' ').unwrap();
         let path: PathBuf = self.file.path().into();
         let options = |incoming| Options { read_only: who == "reader", incoming, ..Options::default() };
-        if what == "stranger" {
-            self.stranger = Registry::new().open(path.to_str().unwrap(), None, &options(false)).ok();
-            return self.stranger.is_some();
+        match what {
+            "stranger" => {
+                self.stranger = stranger(&path, &options(false));
+                return self.stranger.is_some();
+            }
+            "sized" => return self.file.as_file().set_len(who.parse().unwrap()).is_ok(),
+            _ => {}
         }
         let place = usize::from(who == "writer");
         if let "opens" | "awaits" = what {
@@ -72,6 +81,10 @@ impl Bench {
     fn locks(&self) -> [Vec<i64>; 2] {
         self.open.each_ref().map(|open| open.as_ref().map_or_else(Vec::new, |component| bytes(&component.file())))
     }
+}
+
+fn stranger(path: &Path, options: &Options) -> Option<Arc<Component>> {
+    Registry::new().open(path.to_str().unwrap(), None, options).ok()
 }
 
 fn bytes(file: &File) -> Vec<i64> {
@@ -150,6 +163,9 @@ fn of_two_openings_one_excludes_whom_the_other_does_not() {
         ("opens writer, takes writer, gives writer, stranger reader, opens reader, !takes writer", SHUTS, NOTHING),
         ("opens reader, stranger reader, !opens writer", SHUTS, NOTHING),
         ("opens reader, stranger reader, awaits writer, !takes writer", SHUTS, NOTHING),
+        // It is nothing to write, which is found when its locks are there.
+        ("opens reader, sized 0, !opens writer", SHUTS, NOTHING),
+        ("opens reader, sized 0, !opens writer, sized 4096, !stranger writer, opens writer", READS, WRITES),
         // A disk takes one of its components, and not the next.
         ("opens reader, awaits writer, tries writer", SHUTS, NOTHING),
         ("awaits reader, opens writer, tries reader", NOTHING, WRITES),
@@ -209,4 +225,58 @@ fn whatever_two_openings_do_each_has_what_it_needs_and_no_more() {
             }
         }
     }
+}
+
+/// What happens while a writer waits, and who has come in then.
+struct Meanwhile {
+    path: PathBuf,
+    /// A reader of a process that is gone: its description is in no process, but in a message that nobody has received.
+    left: Option<(UnixStream, UnixStream)>,
+    came: usize,
+    stranger: Option<Arc<Component>>,
+}
+
+thread_local! {
+    static MEANWHILE: RefCell<Option<Meanwhile>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn a_writer_that_waits_beside_a_reader_lets_no_stranger_in() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let path = file.path().to_str().unwrap();
+    let pause = |_| {
+        MEANWHILE.with_borrow_mut(|meanwhile| {
+            let meanwhile = meanwhile.as_mut().unwrap();
+            meanwhile.left = None;
+            meanwhile.came += 1;
+            meanwhile.stranger = stranger(&meanwhile.path, &Options::default());
+        });
+    };
+    let mut registry = Registry::patient(Patience::new(Duration::from_secs(1), pause));
+    let reads = Options { read_only: true, ..Options::default() };
+    let reader = registry.open(path, None, &reads).unwrap();
+    let left = UnixStream::pair().unwrap();
+    left.0.send_with_fd(&[0_u8][..], stranger(file.path(), &reads).unwrap().file().as_raw_fd()).unwrap();
+    let meanwhile = Meanwhile { path: file.path().into(), left: Some(left), came: 0, stranger: None };
+    MEANWHILE.set(Some(meanwhile));
+    let opened = registry.open(path, None, &Options::default());
+    let meanwhile = MEANWHILE.take().unwrap();
+    assert_eq!(meanwhile.came, 1, "{opened:?}");
+    assert!(meanwhile.stranger.is_none(), "another process writes what this one reads");
+    assert_eq!([bytes(&reader.file()), bytes(&opened.unwrap().file())], [READS, WRITES]);
+    assert_eq!(locks::intruder(&reader.file()), None);
+}
+
+#[test]
+fn one_who_writes_in_spite_of_a_reader_is_seen() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let options = Options { read_only: true, ..Options::default() };
+    let reader = stranger(file.path(), &options).unwrap();
+    assert_eq!(locks::intruder(&reader.file()), None);
+    let writes = file.reopen().unwrap();
+    locks::announce(&writes, Use::Write).unwrap();
+    let seen = locks::intruder(&reader.file()).unwrap();
+    assert!(seen.contains(&format!("process {} (", std::process::id())) && seen.contains("open for writing"), "{seen}");
 }
