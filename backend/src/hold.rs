@@ -84,18 +84,37 @@ impl Hold {
     ///
     /// # Errors
     /// Who has a component of `new`. Then everything is as before.
-    pub fn exchange(&self, old: &Chain, new: &Chain) -> Result<(), OpenError> {
+    pub fn exchange(&self, old: &Chain, new: &Chain) -> Result<Exchanged, OpenError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Who does not hold what the old table leads to takes the new one's with the first queue that starts; unless the new
         // one's targets write by themselves.
         if !state.held && kept(new).is_none() {
-            return Ok(());
+            return Ok(Exchanged(None));
         }
-        take(new)?;
-        if std::mem::replace(&mut state.held, true) {
+        let taken = take(new)?;
+        let held = std::mem::replace(&mut state.held, true);
+        if held {
             all(old).for_each(|component| component.leave());
         }
-        Ok(())
+        Ok(Exchanged(Some((held, taken))))
+    }
+
+    /// The table is still `old`: what [`Hold::exchange`] has taken is given back, and a disk that held nothing holds nothing.
+    /// No queue has started since, and nothing that the new table's targets have begun is under way.
+    ///
+    /// # Errors
+    /// Who has a component of `old`, which was held and was given up with another disk since. Then nothing is held, and a queue
+    /// does not start before it is.
+    pub fn undo(&self, old: &Chain, exchanged: Exchanged) -> Result<(), OpenError> {
+        let Some((held, mut taken)) = exchanged.0 else { return Ok(()) };
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before the others go: what both lead to is locked all the time.
+        let again = if held { take(old).map(drop) } else { Ok(()) };
+        state.held = held && again.is_ok();
+        state.away |= again.is_err();
+        taken.settle();
+        taken.give_back();
+        again
     }
 
     /// The disk's targets become live, which may write by themselves.
@@ -158,22 +177,47 @@ impl Hold {
     }
 }
 
+/// What a change of tables has taken, so that it can be undone: [`Hold::undo`]. Nothing, or whether the disk held what the old
+/// table leads to, and what the new one leads to.
+#[derive(Debug)]
+pub struct Exchanged(Option<(bool, Taken)>);
+
+/// Components that were taken, and which of them were not locked before.
+#[derive(Debug, Default)]
+struct Taken(Vec<(Arc<Component>, bool)>);
+
+impl Taken {
+    /// Targets may have written to them: who has them next must find that, or not get them.
+    fn settle(&mut self) {
+        for (component, locked) in self.0.iter_mut().filter(|(_, locked)| *locked) {
+            if let Err(error) = component.settle() {
+                log::error!("{error}; it stays locked as long as this process has it open");
+                *locked = false;
+            }
+        }
+    }
+
+    fn give_back(self) {
+        for (component, locked) in self.0 {
+            // Locks that were there before are not this attempt's to give up.
+            if locked { component.put_back() } else { component.leave() }
+        }
+    }
+}
+
 /// Takes all components of a disk, or none.
-fn take(chain: &Chain) -> Result<(), OpenError> {
-    let mut taken: Vec<(&Arc<Component>, bool)> = Vec::new();
+fn take(chain: &Chain) -> Result<Taken, OpenError> {
+    let mut taken = Taken::default();
     for component in all(chain) {
         match component.take() {
-            Ok(locked) => taken.push((component, locked)),
+            Ok(locked) => taken.0.push((component.clone(), locked)),
             Err(error) => {
-                for (component, locked) in taken {
-                    // Locks that were there before are not this attempt's to give up.
-                    if locked { component.put_back() } else { component.leave() }
-                }
+                taken.give_back();
                 return Err(error);
             }
         }
     }
-    Ok(())
+    Ok(taken)
 }
 
 /// A target that writes to its components beside requests, and remembers things there.
@@ -302,6 +346,60 @@ mod tests {
         assert_eq!(bench.free(&["a", "b"]), [true; 2]);
         hold.enter(&new, || true).unwrap();
         assert_eq!(bench.free(&["a", "b"]), [true, false]);
+    }
+
+    #[test]
+    fn what_was_taken_for_a_change_that_is_undone_is_given_back() {
+        let mut bench = Bench::new();
+        let hold = Hold::new(true);
+        let (plain, mirror) = (bench.chain(&["a"], true), bench.mirror(&["b", "c"], true));
+        let theirs = bench.stranger("a").unwrap();
+        let exchanged = hold.exchange(&plain, &mirror).unwrap();
+        assert_eq!(bench.free(&["b", "c"]), [false; 2]);
+        hold.undo(&plain, exchanged).unwrap();
+        assert!(!hold.is_held());
+        assert_eq!(bench.free(&["b", "c"]), [true; 2]);
+        hold.enter(&plain, || false).unwrap_err();
+        drop(theirs);
+        hold.enter(&plain, || false).unwrap();
+        assert_eq!(bench.free(&["a"]), [false]);
+        hold.leave(&plain, true);
+        assert_eq!(bench.free(&["a", "b", "c"]), [true; 3], "each is counted once");
+    }
+
+    #[test]
+    fn a_disk_that_is_held_is_so_after_a_change_that_is_undone() {
+        let mut bench = Bench::new();
+        let (hold, other) = (Hold::new(true), Hold::new(true));
+        let (old, new) = (bench.chain(&["a", "b"], true), bench.mirror(&["b", "c"], true));
+        hold.enter(&old, || true).unwrap();
+        let exchanged = hold.exchange(&old, &new).unwrap();
+        hold.leave(&old, false);
+        hold.undo(&old, exchanged).unwrap();
+        assert_eq!((hold.is_held(), bench.free(&["a", "b", "c"])), (true, vec![false, false, true]));
+        hold.enter(&old, || false).unwrap();
+        hold.leave(&old, true);
+        assert_eq!(bench.free(&["a", "b", "c"]), [true; 3], "each is counted once");
+        // Another disk was handed over meanwhile, and took along what was the old table's.
+        hold.enter(&old, || true).unwrap();
+        let shared = bench.chain(&["a"], true);
+        other.enter(&shared, || true).unwrap();
+        let exchanged = hold.exchange(&old, &new).unwrap();
+        hold.leave(&old, false);
+        other.leave(&shared, true);
+        let theirs = bench.stranger("a").unwrap();
+        hold.undo(&old, exchanged).unwrap_err();
+        assert!(!hold.is_held());
+        hold.enter(&old, || false).unwrap_err();
+        drop(theirs);
+        hold.enter(&old, || false).unwrap();
+        assert_eq!(bench.free(&["a", "b"]), [false; 2]);
+        // One that was not taken is none to give back.
+        let idle = Hold::new(true);
+        let exchanged = idle.exchange(&shared, &shared).unwrap();
+        idle.undo(&shared, exchanged).unwrap();
+        hold.leave(&old, true);
+        assert_eq!(bench.free(&["a", "b"]), [true; 2]);
     }
 
     #[test]

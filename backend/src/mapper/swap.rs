@@ -15,6 +15,7 @@ use crate::daemon::log_start;
 use crate::disk::Disk;
 use crate::frontend::Session;
 use crate::frontend::quiesce::{self, Waits};
+use crate::hold::Exchanged;
 use crate::limited;
 use crate::worker::ops;
 
@@ -196,18 +197,24 @@ impl Mapper {
         self.rest(minor, claim, caller)?;
         durable::sync(left, caller)?;
         let socket = self.socket_if_new(minor)?;
-        hold_new(changes)?;
+        let held = hold_new(changes)?;
         // The targets of the tables above have what they remember, over other ranges.
         let new = changes.iter().find(|change| change.minor == minor);
-        if let Some(change) = new {
-            let activated = self.lives.activate(&change.new).map_err(|unwilling| unwilling.error(minor));
-            activated.inspect_err(|_| hold_old(changes))?;
+        if let Some(change) = new
+            && let Err(unwilling) = self.lives.activate(&change.new)
+        {
+            hold_old(held);
+            return Err(unwilling.error(minor));
         }
         // What is served from now on is kept before a guest writes to it.
-        let mut kept = self.commit_state(state, &tables).inspect_err(|_| {
-            new.into_iter().for_each(|change| self.lives.retire(&change.new));
-            hold_old(changes);
-        })?;
+        let mut kept = match self.commit_state(state, &tables) {
+            Ok(kept) => kept,
+            Err(error) => {
+                new.into_iter().for_each(|change| self.lives.retire(&change.new));
+                hold_old(held);
+                return Err(error);
+            }
+        };
         self.switch(minor, changes)?;
         new.into_iter().for_each(|change| self.lives.retire(&change.old));
         if let Some(kept) = &mut kept {
@@ -386,21 +393,29 @@ impl Change {
     }
 }
 
+/// What the disks of changes have taken for them.
+type Held<'a> = Vec<(&'a Change, Exchanged)>;
+
 /// Takes the components of the new chains, and leaves those of the old ones.
-fn hold_new(changes: &[Change]) -> Verb<()> {
-    for (at, change) in changes.iter().enumerate() {
-        if let Err(error) = change.disk.hold.exchange(&change.old, &change.new) {
-            hold_old(&changes[..at]);
-            return Err(DmError::new(libc::EBUSY).detail(error.to_string()));
+fn hold_new(changes: &[Change]) -> Verb<Held<'_>> {
+    let mut held = Held::new();
+    for change in changes {
+        match change.disk.hold.exchange(&change.old, &change.new) {
+            Ok(exchanged) => held.push((change, exchanged)),
+            Err(error) => {
+                hold_old(held);
+                return Err(DmError::new(libc::EBUSY).detail(error.to_string()));
+            }
         }
     }
-    Ok(())
+    Ok(held)
 }
 
-fn hold_old(changes: &[Change]) {
-    for change in changes {
-        if let Err(error) = change.disk.hold.exchange(&change.new, &change.old) {
-            log::error!("{}: {error}", change.old.name);
+/// The changes are not made: each disk holds what it held before.
+fn hold_old(held: Held<'_>) {
+    for (change, exchanged) in held {
+        if let Err(error) = change.disk.hold.undo(&change.old, exchanged) {
+            log::error!("{}: {error}; no queue is served until its components can be locked again", change.old.name);
         }
     }
 }
