@@ -103,8 +103,10 @@ macro_rules! stateful {
                 match self { $( Stateful::$name(target) => target.activate(cx, shared).await, )* }
             }
 
-            /// What it does beside requests. It ends soon after [`Stateful::presuspend`] where no request needs it to end, else
-            /// soon after [`Stateful::postsuspend`]; tasks are polled after both.
+            /// What it does beside requests. After [`Stateful::presuspend`] it does nothing that a request would have to wait
+            /// for; soon after [`Stateful::postsuspend`] it ends. Tasks are polled after both. It must not end after the first
+            /// alone: a suspend may be taken back between the two, and then [`Stateful::resume`] is called, but this is not
+            /// started again.
             pub async fn background(&self, cx: &Cx) {
                 match self { $( Stateful::$name(target) => target.background(cx).await, )* }
             }
@@ -203,6 +205,7 @@ trait Target {
     async fn activate(&self, _: &Cx, _: &Arc<Shared>) -> Result<(), Refused> {
         Ok(())
     }
+    /// Does not end between `presuspend` and `postsuspend`: nobody would start it again if the suspend is taken back.
     async fn background(&self, _: &Cx) {}
     async fn retire(&self, _: &Cx) {}
     fn presuspend(&self) {}

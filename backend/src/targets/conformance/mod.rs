@@ -18,6 +18,7 @@ mod bench;
 mod cases;
 mod checks;
 mod driver;
+mod logging;
 mod merging;
 mod model;
 mod stores;

@@ -326,7 +326,8 @@ impl Target for LogWrites {
         }
     }
 
-    fn presuspend(&self) {
+    // Not before: a suspend that is taken back earlier does not start it again.
+    fn postsuspend(&self) {
         self.state.stop(true);
     }
 
