@@ -20,6 +20,7 @@ mod checks;
 mod driver;
 mod logging;
 mod merging;
+mod mirroring;
 mod model;
 mod stores;
 

@@ -47,6 +47,8 @@ use regions::{Failure, Legs, Regions, Ticket};
 
 /// Regions that one discard marks at a time.
 const MOST_AT_ONCE: u64 = 4096;
+/// Regions that a leg may fail to write one after the other, before it is taken to lack the rest of a write, too.
+const MOST_IN_A_ROW: usize = 4;
 
 /// What a mirror is made of, besides its legs.
 #[derive(Clone, Debug)]
@@ -298,18 +300,10 @@ impl Mirror {
             }
             return Err(outcome.errno);
         }
-        let mut parts = self.state.setup.geometry.parts(range).peekable();
-        let mut failures = Vec::new();
-        // A leg that cannot write one sector of many has the other regions, and must not be taken for one that lacks them.
-        while let Some(part) = parts.next_if(|part| part != range) {
-            let legs = outcome.failed.and(self.regions().wanted(&part));
-            let again = self.each(cx, legs, action, &part, &data(&part)).await;
-            if !again.failed.is_empty() {
-                let done = outcome.done.or(again.done);
-                failures.push((part, Outcome { done, ..again }));
-            }
-        }
-        failures.extend(parts.next().map(|part| (part, outcome)));
+        let failures = match self.state.setup.geometry.parts(range).nth(1) {
+            None => vec![(range.clone(), outcome)],
+            Some(_) => self.by_parts(cx, action, range, &outcome, &data).await,
+        };
         // It goes back before the log may need one.
         drop(lease);
         let mut ended = Ok(());
@@ -317,6 +311,39 @@ impl Mirror {
             ended = ended.and(self.settle(cx, Some(&part), outcome, Failure::Write).await);
         }
         ended
+    }
+
+    /// Some legs could not write several regions. One that cannot write one sector of them has the other regions, and must not
+    /// be taken for one that lacks them: what they could not write of each.
+    async fn by_parts(
+        &self,
+        cx: &Cx,
+        action: Action,
+        range: &Range<u64>,
+        whole: &Outcome,
+        data: &impl Fn(&Range<u64>) -> Vec<HostSlice>,
+    ) -> Vec<(Range<u64>, Outcome)> {
+        let parts = || self.state.setup.geometry.parts(range);
+        // What a region that it lacks anyway has failed with is no error: it would not be asked for that one.
+        let asked = parts().fold(whole.failed, |asked, part| asked.and(self.regions().wanted(&part)));
+        asked.iter().for_each(|leg| self.state.fail(leg, Failure::Write, whole.errno));
+        let (mut failures, mut in_a_row) = (Vec::new(), vec![0; self.legs.len()]);
+        for part in parts() {
+            let wanted = whole.failed.and(self.regions().wanted(&part));
+            // Each may take as long as a device has for an answer.
+            let hopeless = wanted.iter().filter(|leg| in_a_row.get(*leg).is_some_and(|n| *n >= MOST_IN_A_ROW));
+            let hopeless = hopeless.fold(Legs::default(), Legs::with);
+            let again = self.each(cx, wanted.without(hopeless), action, &part, &data(&part)).await;
+            for (leg, failed) in in_a_row.iter_mut().enumerate() {
+                *failed = if again.done.has(leg) { 0 } else { *failed + usize::from(again.failed.has(leg)) };
+            }
+            let (done, failed) = (whole.done.or(again.done), again.failed.or(hopeless));
+            if !failed.is_empty() {
+                let errno = if again.failed.is_empty() { whole.errno } else { again.errno };
+                failures.push((part, Outcome { done, failed, errno }));
+            }
+        }
+        failures
     }
 
     /// Flushes all legs; whether all of them did it.
