@@ -109,22 +109,29 @@ impl Origin {
     /// It has one more, in place of `old` if that is one. What it shows is constant when this ends: nothing writes the origin
     /// any more that did not know of it.
     pub async fn add(&self, live: &Arc<Live>, old: Option<&Arc<Live>>) {
-        {
-            let writers = self.writers();
-            live.watch(*writers > 0);
-            let mut all = self.snapshots.write().unwrap_or_else(PoisonError::into_inner);
-            // In one go: there is no moment without either.
-            let others =
-                all.iter().filter(|known| ![Some(live), old].into_iter().flatten().any(|x| Arc::ptr_eq(known, x)));
-            *all = others.chain([live]).cloned().collect();
-        }
+        // In one go: there is no moment without either.
+        self.change(old, Some(live));
         self.writing.drained().await;
     }
 
     /// It has one less.
     pub fn remove(&self, live: &Arc<Live>) {
+        self.change(Some(live), None);
+    }
+
+    /// A snapshot may be on the lists of two origins for a while, and is watched for each of them that is written: once,
+    /// however often it is added.
+    fn change(&self, less: Option<&Arc<Live>>, more: Option<&Arc<Live>>) {
+        let writers = self.writers();
         let mut all = self.snapshots.write().unwrap_or_else(PoisonError::into_inner);
-        *all = all.iter().filter(|known| !Arc::ptr_eq(known, live)).cloned().collect();
+        let is = |one: Option<&Arc<Live>>, known: &Arc<Live>| one.is_some_and(|one| Arc::ptr_eq(one, known));
+        let (gone, stay): (Vec<_>, Vec<_>) = all.iter().cloned().partition(|known| is(less, known) || is(more, known));
+        if *writers > 0 {
+            // First, so that one that stays is watched at any time.
+            more.into_iter().for_each(|live| live.watch());
+            gone.iter().for_each(|live| live.unwatch());
+        }
+        *all = stay.into_iter().chain(more.cloned()).collect();
     }
 
     /// One more target writes it. None of the reads of its snapshots that did not know is under way when this ends.
@@ -133,7 +140,9 @@ impl Origin {
             let mut writers = self.writers();
             *writers += 1;
             let snapshots = self.snapshots();
-            snapshots.iter().for_each(|live| live.watch(true));
+            if *writers == 1 {
+                snapshots.iter().for_each(|live| live.watch());
+            }
             snapshots
         };
         for live in snapshots.iter() {
@@ -144,10 +153,10 @@ impl Origin {
     /// One less does.
     pub fn unwatch(&self) {
         let mut writers = self.writers();
-        *writers = writers.saturating_sub(1);
-        if *writers == 0 {
-            self.snapshots().iter().for_each(|live| live.watch(false));
+        if *writers == 1 {
+            self.snapshots().iter().for_each(|live| live.unwatch());
         }
+        *writers = writers.saturating_sub(1);
     }
 }
 
@@ -170,6 +179,37 @@ mod tests {
         assert!(matches!(&*origin.snapshots(), [one] if Arc::ptr_eq(one, &new)));
         drop(writer);
         assert_eq!(added.as_mut().poll(&mut context), Poll::Ready(()));
+    }
+
+    #[test]
+    fn a_snapshot_is_watched_as_long_as_one_of_its_origins_is_written() {
+        fn at_once(future: impl Future<Output = ()>) {
+            assert_eq!(pin!(future).poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(()));
+        }
+        let (written, other) = (Origin::default(), Origin::default());
+        let (live, next) = (Arc::new(live(false)), Arc::new(live(false)));
+        at_once(written.watch());
+        at_once(written.add(&live, None));
+        assert!(live.is_watched());
+        // Its table is loaded with another origin, which nobody writes; the old one is left later, or never.
+        at_once(other.add(&live, None));
+        assert!(live.is_watched(), "somebody writes the first");
+        at_once(other.watch());
+        other.unwatch();
+        assert!(live.is_watched(), "still");
+        // Twice on a list is once.
+        at_once(written.add(&live, None));
+        written.remove(&live);
+        written.remove(&live);
+        assert!(!live.is_watched());
+        written.unwatch();
+        at_once(other.watch());
+        assert!(live.is_watched());
+        // Another takes its place there.
+        at_once(other.add(&next, Some(&live)));
+        assert!(next.is_watched() && !live.is_watched());
+        other.unwatch();
+        assert!(!next.is_watched());
     }
 
     #[test]

@@ -16,7 +16,7 @@
 //! off its list only after all readers have left who may have looked it up before it was in the store.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use event_listener::{Event, listener};
@@ -40,8 +40,8 @@ pub struct Live {
     area: AtomicU64,
     /// Who reads from the origin what is not in the store.
     pub readers: Grace,
-    /// Something in this process writes the origin.
-    watched: AtomicBool,
+    /// Origins that have it as their snapshot and that something in this process writes.
+    watched: AtomicUsize,
     // A chunk is pending no longer, or the snapshot is worth waiting for no longer.
     pub(super) changed: Event,
     /// There is something to do beside requests.
@@ -139,7 +139,7 @@ impl Live {
             inner: Mutex::new(inner),
             area: AtomicU64::new(area),
             readers: Grace::default(),
-            watched: AtomicBool::new(false),
+            watched: AtomicUsize::new(0),
             changed: Event::new(),
             work: Event::new(),
         }
@@ -189,9 +189,19 @@ impl Live {
         }
     }
 
-    /// Whether something in this process writes the origin.
-    pub fn watch(&self, watched: bool) {
-        self.watched.store(watched, Ordering::SeqCst);
+    /// Something in this process writes an origin of it.
+    pub fn watch(&self) {
+        self.watched.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Nothing does any more, or it is no snapshot of that origin any more.
+    pub fn unwatch(&self) {
+        self.watched.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether something in this process writes an origin of it.
+    pub fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::SeqCst) > 0
     }
 
     /// What has become of chunk `old` and at most `most` behind it, and how many that is true for. The caller is among the
@@ -252,7 +262,7 @@ impl Live {
         };
         if committed.is_err() {
             self.give_up(cx, cow, "Error reading/writing").await;
-        } else if self.watched.load(Ordering::SeqCst) {
+        } else if self.is_watched() {
             self.readers.drained().await;
         }
         self.inner().pending.remove(&run.old);
@@ -311,7 +321,7 @@ impl Live {
                 log::error!("snapshots: the COW device does not take that the snapshot is invalid: {error}");
             }
         }
-        if self.watched.load(Ordering::SeqCst) {
+        if self.is_watched() {
             // Who looked for something while it was valid reads it in the origin, whose writers go on from here.
             self.readers.drained().await;
         }
@@ -429,7 +439,7 @@ pub(in crate::targets) mod tests {
         let exceptions = Exceptions::default();
         let opened = Opened { store, exceptions, next: 0, valid: true, new: false, torn: None };
         let live = Live::new(opened, Owner { end: 800, ..Owner::default() });
-        live.watch(true);
+        live.watch();
         let inside = live.readers.enter();
         assert_eq!(live.look(0, 1), Ok((Seen::Origin, 1)));
         let cx = Cx { local: Local::default(), task: 0, queue: 0, depth: 0 };
