@@ -12,6 +12,7 @@ use super::base::Split;
 use super::kept::{Head, Kept};
 use super::{Overlay, OverlayError, base, belongs};
 use crate::chain::Chain;
+use crate::device::Component;
 use crate::mapper::Mapper;
 
 /// Segments that such a table may have: as many as any.
@@ -44,22 +45,50 @@ pub fn view(
     let below = base::chain(mapper, &split.base_name).map_err(|error| error.told())?;
     let mut viewed = Viewed { name: split.shown.clone(), chain: below.clone(), below };
     let Overlay::Kept(path) = overlay else { return Ok((viewed, warnings)) };
-    let Some(kept) = reading(mapper, path).map_err(|error| error.told())? else { return Ok((viewed, warnings)) };
+    let Some(read) = reading(mapper, path).map_err(|error| error.told())? else { return Ok((viewed, warnings)) };
     let disk = base::assembled(mapper, &split).map_err(|error| error.told())?;
-    belongs(&kept, &disk, force, &mut warnings).map_err(|error| error.told())?;
-    if let Head::Store { chunk, .. } = kept.head {
-        let wrong = |source| OverlayError::System { path: path.clone(), what: "cannot be read", source }.told();
-        let runs = runs(&kept, split.sectors, chunk).map_err(wrong)?;
-        let top = table(&split, &runs, &kept.path.to_string_lossy());
-        warnings.extend(mapper.start(&top, name).map_err(|diagnostic| diagnostic.to_string())?);
-        let shown = split.top.name.as_deref().unwrap_or(name);
-        viewed.chain = base::chain(mapper, shown).map_err(|error| error.told())?;
+    belongs(&read.kept, &disk, force, &mut warnings).map_err(|error| error.told())?;
+    if let Some((chain, more)) = stack(mapper, &split, name, &read)? {
+        viewed.chain = chain;
+        warnings.extend(more);
     }
     Ok((viewed, warnings))
 }
 
+/// An overlay that nobody writes as long as this is there.
+struct Read {
+    kept: Kept,
+    // The registry knows of an opening only while somebody has it, and its locks go with it.
+    component: Arc<Component>,
+}
+
+/// Puts what is in an overlay over its base, if there is anything. What is doubtful is returned with it.
+fn stack(
+    mapper: &Mapper,
+    split: &Split,
+    name: &str,
+    Read { kept, component }: &Read,
+) -> Result<Option<(Arc<Chain>, Vec<String>)>, String> {
+    let Head::Store { chunk, .. } = kept.head else { return Ok(None) };
+    let wrong = |source| OverlayError::System { path: kept.path.clone(), what: "cannot be read", source }.told();
+    let runs = runs(kept, split.sectors, chunk).map_err(wrong)?;
+    let top = table(split, &runs, &kept.path.to_string_lossy());
+    let warnings = mapper.start(&top, name).map_err(|diagnostic| diagnostic.to_string())?;
+    let chain = base::chain(mapper, split.top.name.as_deref().unwrap_or(name)).map_err(|error| error.told())?;
+    // The table names it by its path, and that may lead to another file by now.
+    let is_there = chain.components.iter().any(|(_, its)| its.identity == component.identity);
+    match is_there || runs.is_empty() {
+        true => Ok(Some((chain, warnings))),
+        false => Err(wrong(replaced())),
+    }
+}
+
+fn replaced() -> io::Error {
+    io::Error::other("it was just replaced")
+}
+
 /// What is there, with the locks of a reader. Nothing where it is to be made.
-fn reading(mapper: &Mapper, path: &Path) -> Result<Option<Kept>, OverlayError> {
+fn reading(mapper: &Mapper, path: &Path) -> Result<Option<Read>, OverlayError> {
     let looked = match Kept::open(path, false) {
         Err(OverlayError::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         looked => looked?,
@@ -75,8 +104,8 @@ fn reading(mapper: &Mapper, path: &Path) -> Result<Option<Kept>, OverlayError> {
     let kept = Kept::open(path, false)?;
     let wrong = |source| OverlayError::System { path: path.to_owned(), what: "cannot be looked at", source };
     match kept.identity().map_err(wrong)? == component.identity {
-        true => Ok(Some(kept)),
-        false => Err(wrong(io::Error::other("it was just replaced"))),
+        true => Ok(Some(Read { kept, component })),
+        false => Err(wrong(replaced())),
     }
 }
 
@@ -140,4 +169,65 @@ fn table(split: &Split, runs: &[(u64, u64, u64)], cow: &str) -> TableFile {
     }
     let device = Device { name_span: NOWHERE, table: Table { lines }, read_only: true, ..split.top.clone() };
     TableFile { source: Arc::new(Source::new("--overlay", "")), devices: vec![device] }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use dm_table::Format;
+
+    use super::*;
+    use crate::device::{Options, Registry};
+    use crate::mapper::Settings;
+    use crate::targets::snapshot::format::{Entry, Header};
+    use crate::worker::pool::{Cpus, Pool};
+
+    fn mapper() -> Arc<Mapper> {
+        let components = Options { read_only: true, ..Options::default() };
+        let settings = Settings { components, ..Settings::default() };
+        Mapper::new(settings, Registry::new(), Arc::new(Pool::new(0, Duration::ZERO, Cpus::default())), None)
+    }
+
+    /// A store that has the second chunk of its disk.
+    fn store() -> Vec<u8> {
+        let mut bytes = vec![7; 1 << 18];
+        bytes[..2 * 4096].fill(0);
+        bytes[..16].copy_from_slice(&Header { valid: true, version: 1, chunk: 8 }.bytes());
+        bytes[4096..][..16].copy_from_slice(&Entry { old: 1, new: 2 }.bytes());
+        bytes
+    }
+
+    /// What is read of an overlay is read under the locks of a reader, up to the table that is made of it.
+    #[test]
+    fn nobody_writes_an_overlay_while_its_table_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, cow) = (dir.path().join("base"), dir.path().join("cow"));
+        std::fs::write(&base, vec![1; 32 << 10]).unwrap();
+        std::fs::write(&cow, store()).unwrap();
+        let text = format!("0 64 linear {} 0\n", base.display());
+        let file = dm_table::parse(Arc::new(Source::new("test", text)), Format::Auto).unwrap();
+        let split = base::split(&file, "disk", None, true).unwrap();
+        let stranger = mapper();
+        let writes = || stranger.hold(cow.to_str().unwrap(), false).is_ok();
+        for replaced in [false, true] {
+            let mapper = mapper();
+            mapper.start(&split.file, "disk").unwrap();
+            let read = reading(&mapper, &cow).unwrap().unwrap();
+            assert!(!writes(), "a stranger has it for writing while it is read");
+            if replaced {
+                std::fs::write(dir.path().join("other"), store()).unwrap();
+                std::fs::rename(dir.path().join("other"), &cow).unwrap();
+            }
+            let stacked = stack(&mapper, &split, "disk", &read);
+            drop(read);
+            match stacked {
+                Ok(stacked) => {
+                    let (chain, _) = stacked.expect("it has a chunk");
+                    assert!(!replaced && !writes() && chain.components.iter().count() == 2);
+                }
+                Err(why) => assert!(replaced && why.contains("it was just replaced"), "{why}"),
+            }
+        }
+    }
 }
