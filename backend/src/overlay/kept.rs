@@ -91,6 +91,10 @@ impl Kept {
     /// The system's.
     pub fn renew(&mut self, size: u64, mark: Mark) -> io::Result<()> {
         if !self.is_block && self.size < size {
+            // A mark in the midst of it would be taken for somebody's data, should the new one or the store not come to be.
+            if Mark::begun(&self.file, self.size)? {
+                self.clear()?;
+            }
             self.file.set_len(size)?;
             self.size = size;
         }
@@ -424,6 +428,31 @@ mod tests {
         assert_eq!((kept.head, kept.mark.as_ref(), kept.size), (Head::New, None, made.size));
         kept.discard().unwrap();
         assert!(!path.exists());
+    }
+
+    /// The base of an empty overlay has grown: its mark, or what was written of one, must not stay in the midst of the file.
+    #[test]
+    fn one_that_grows_is_new_whenever_its_process_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        for torn in [false, true] {
+            let path = dir.path().join(format!("cow-{torn}"));
+            let (small, large) = (size::file(1000, 8), size::file(2_000_000, 8));
+            make(&path, small).unwrap();
+            Kept::open(&path, true).unwrap().renew(small, Mark::of(base(1000))).unwrap();
+            if torn {
+                let file = OpenOptions::new().write(true).open(&path).unwrap();
+                file.write_all_at(&[0xa5], size::trailer(small).unwrap() + 30).unwrap();
+            }
+            let mut kept = Kept::open(&path, true).unwrap();
+            assert_eq!((&kept.head, kept.mark.is_none()), (&Head::New, torn));
+            kept.renew(large, Mark::of(base(2_000_000))).unwrap();
+            let kept = Kept::open(&path, true).unwrap();
+            assert_eq!((kept.head, kept.size), (Head::New, large));
+            assert_eq!(kept.mark.map(|mark| mark.base), Some(base(2_000_000)));
+            // Killed before it had its mark.
+            File::options().write(true).open(&path).unwrap().set_len(large - size::TRAILER).unwrap();
+            assert_eq!(Kept::open(&path, true).unwrap().head, Head::New);
+        }
     }
 
     /// A device with a store, all of which is in use.

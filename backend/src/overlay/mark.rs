@@ -114,6 +114,14 @@ fn digest(disk: &Assembled, ranges: &[(u64, u64)]) -> io::Result<String> {
     Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// The bytes that a mark has its place in; none where that is too small for one.
+fn trailer(file: &File, size: u64) -> io::Result<Vec<u8>> {
+    let Some(at) = size::trailer(size) else { return Ok(Vec::new()) };
+    let mut bytes = vec![0; size::TRAILER as usize];
+    file.read_exact_at(&mut bytes, at)?;
+    Ok(bytes)
+}
+
 impl Mark {
     /// Of a base as it is.
     pub fn of(base: Base) -> Mark {
@@ -125,10 +133,16 @@ impl Mark {
     /// # Errors
     /// The system's.
     pub fn read(file: &File, size: u64) -> io::Result<Option<Mark>> {
-        let Some(at) = size::trailer(size) else { return Ok(None) };
-        let mut bytes = vec![0; size::TRAILER as usize];
-        file.read_exact_at(&mut bytes, at)?;
-        Ok(bytes.chunks(SLOT).filter_map(Mark::parse).max_by_key(|mark| mark.number))
+        let trailer = trailer(file, size)?;
+        Ok(trailer.chunks(SLOT).filter_map(Mark::parse).max_by_key(|mark| mark.number))
+    }
+
+    /// Whether somebody has begun to write a mark there, be it whole or torn.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn begun(file: &File, size: u64) -> io::Result<bool> {
+        Ok(trailer(file, size)?.chunks(SLOT).any(|slot| slot.starts_with(MAGIC)))
     }
 
     fn parse(bytes: &[u8]) -> Option<Mark> {
