@@ -458,16 +458,20 @@ impl Bench {
     pub fn retire(&mut self) {
         for layer in (0..self.layers.len()).rev() {
             for target in self.targets(layer) {
-                let work = |cx: Cx| -> Work {
-                    Box::pin(async move {
-                        target.retire(&cx).await;
-                        Ok(())
-                    })
-                };
-                let job = self.job(layer, work);
-                self.over(&job).expect("no error");
+                self.retire_one(layer, target);
             }
         }
+    }
+
+    fn retire_one(&mut self, layer: usize, target: Arc<Stateful>) {
+        let work = |cx: Cx| -> Work {
+            Box::pin(async move {
+                target.retire(&cx).await;
+                Ok(())
+            })
+        };
+        let job = self.job(layer, work);
+        self.over(&job).expect("no error");
     }
 
     /// The targets become live, as in a process that starts.
@@ -535,6 +539,26 @@ impl Bench {
             true => self.start(),
             false => self.hands[1..].iter_mut().zip(&self.queues).for_each(|(hand, queue)| hand.go(*queue)),
         }
+        self.drivers.iter().for_each(|driver| driver.kick(&self.sim));
+    }
+
+    /// Another case's table takes the place of this one's, as when it is loaded.
+    pub fn reload(&mut self, case: &'static Case) {
+        self.suspend();
+        for (hand, queue) in self.hands[1..].iter_mut().zip(self.queues.drain(..)) {
+            let _ = hand.stop(queue);
+        }
+        self.turns(PATIENCE);
+        let old = self.all_targets();
+        self.case = case;
+        self.layers.clear();
+        self.tables();
+        self.fence();
+        self.activate().unwrap_or_else(|why| panic!("activation: {why}"));
+        old.into_iter().for_each(|target| self.retire_one(0, target));
+        self.all_targets().iter().for_each(|target| target.resume());
+        self.background();
+        self.start();
         self.drivers.iter().for_each(|driver| driver.kick(&self.sim));
     }
 

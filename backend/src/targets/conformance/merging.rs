@@ -10,8 +10,9 @@ use fastrand::Rng;
 
 use super::bench::Bench;
 use super::checks::{self, EVERYTHING};
+use super::driver::{Op, What};
 use super::{Case, PLAIN, stores};
-use crate::sim::SECTOR;
+use crate::sim::{Kind, SECTOR};
 
 /// Seeds of one run; `DM_TEST_SEEDS` sets another number: 10,000 in the long form.
 const SEEDS: u64 = 200;
@@ -90,6 +91,39 @@ fn a_merge_goes_on_when_a_suspend_is_taken_back() {
         bench.suspend_and_take_back(seed as u32);
         until_merged(&mut bench);
         bench.end();
+    });
+}
+
+#[test]
+fn a_full_snapshot_of_which_a_merge_fails_is_read_anew() {
+    const FULL: Case = Case { parts: &[256, 8 * 24], place, prepare, whole: &[0, 1], ..PLAIN };
+    static SNAPSHOT: Case = Case { tables: &["0 256 snapshot c0 c1 PO 8"], ..FULL };
+    static MERGE: Case = Case { tables: &["0 256 snapshot-merge c0 c1 PO 8"], ..FULL };
+    let status = |bench: &Bench| bench.all_targets()[0].status(&str::to_owned);
+    checks::each_seed(60, |seed| {
+        let mut bench = checks::bench(&SNAPSHOT, seed);
+        let write = |bench: &mut Bench, at| bench.does(Op { what: What::Write, at, len: 1, data: vec![7; SECTOR] });
+        while status(&bench) != "Overflow" {
+            for chunk in 10..20 {
+                write(&mut bench, chunk * CHUNK as u64);
+            }
+        }
+        // What fails may have been done all the same, as the fault does not begin in the midst of it.
+        let metadata = (CHUNK * SECTOR) as u64;
+        bench.sim.fail_range(1, metadata - 1..metadata + 512, |kind| matches!(kind, Kind::Write { .. }), libc::EIO);
+        bench.reload(&MERGE);
+        bench.until("the merge does not fail", |bench| bench.sim.failure_count() > 0);
+        bench.turns(1000);
+        let told = status(&bench);
+        bench.sim.heal();
+        bench.reload(&MERGE);
+        assert!(write(&mut bench, KEPT[18] * CHUNK as u64), "nothing is uncertain when the list has been read anew");
+        assert!(bench.does(Op { what: What::Flush, at: 0, len: 0, data: Vec::new() }));
+        bench.crash();
+        let found = bench.found();
+        bench.model.crashed(&found);
+        bench.end();
+        assert_eq!(told, "Merge failed");
     });
 }
 

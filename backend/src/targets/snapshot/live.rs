@@ -370,10 +370,10 @@ impl Live {
         Ok(())
     }
 
-    /// Merging has met a device that fails.
+    /// Merging has met a device that fails: what the store holds is to be read anew by who takes it up, full or not.
     pub fn merge_failed(&self) {
         let mut inner = self.inner();
-        if inner.state == State::Valid {
+        if inner.state != State::Invalid {
             inner.state = State::MergeFailed;
         }
     }
