@@ -331,8 +331,8 @@ impl Mirror {
         for part in parts() {
             let wanted = whole.failed.and(self.regions().wanted(&part));
             // Each may take as long as a device has for an answer.
-            let hopeless = wanted.iter().filter(|leg| in_a_row.get(*leg).is_some_and(|n| *n >= MOST_IN_A_ROW));
-            let hopeless = hopeless.fold(Legs::default(), Legs::with);
+            let is_hopeless = |leg: &usize| in_a_row.get(*leg).is_some_and(|n| *n >= MOST_IN_A_ROW);
+            let hopeless = wanted.iter().filter(is_hopeless).fold(Legs::default(), Legs::with);
             let again = self.each(cx, wanted.without(hopeless), action, &part, &data(&part)).await;
             for (leg, failed) in in_a_row.iter_mut().enumerate() {
                 *failed = if again.done.has(leg) { 0 } else { *failed + usize::from(again.failed.has(leg)) };
