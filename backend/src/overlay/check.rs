@@ -35,7 +35,7 @@ pub struct Checked {
 
 impl Checked {
     fn new(path: &Path, state: &'static str, (sectors, chunk): (u64, u64)) -> Checked {
-        let chunks = sectors.div_ceil(chunk.max(1));
+        let chunks = sectors.div_ceil(chunk);
         let size = size::file(sectors, chunk);
         Checked { path: path.to_owned(), state, chunk, used: 0, chunks, size, belongs: None }
     }

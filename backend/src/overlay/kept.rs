@@ -13,6 +13,7 @@ use super::mark::Mark;
 use super::{OverlayError, size};
 use crate::device::{self, Identity};
 use crate::targets::snapshot::format::{ENTRY, Entry, Found, HEADER, Header, Layout};
+use crate::targets::snapshot::store;
 
 /// Behind a header of zeroes: see [`emptying`].
 const EMPTIED: &[u8] = b"vhost-user-dm: an overlay that was emptied";
@@ -22,7 +23,7 @@ const PART: u64 = 64 << 10;
 const BLANK: usize = 68 << 10;
 
 /// What is at the beginning of a file or device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Head {
     /// Nothing: it will be written when it is served first.
     New,
@@ -30,11 +31,13 @@ pub enum Head {
     Emptied,
     /// A store.
     Store {
-        /// Sectors of a chunk.
+        /// Sectors of a chunk, as a store can have them.
         chunk: u64,
         /// False: it overflowed, or could not be written, and what is in it is not whole.
         valid: bool,
     },
+    /// The header of a store that cannot be, and why not.
+    Unusable(String),
 }
 
 /// See the module's text.
@@ -162,7 +165,7 @@ impl Kept {
     pub fn chunk(&self, disk: u64, logical_block: u32) -> u64 {
         match self.head {
             Head::Store { chunk, .. } => chunk,
-            Head::New | Head::Emptied => size::chunk(disk, logical_block),
+            Head::New | Head::Emptied | Head::Unusable(_) => size::chunk(disk, logical_block),
         }
     }
 
@@ -312,9 +315,11 @@ fn emptying(size: u64) -> Vec<Step> {
 fn head(file: &File, size: u64, is_block: bool) -> io::Result<Option<Head>> {
     let mut start = vec![0; BLANK.min(size as usize)];
     file.read_exact_at(&mut start, 0)?;
-    // The target says more of a version that nobody knows, and of a chunk that cannot be.
     if let Some(Found::Header(header)) = start.first_chunk::<HEADER>().map(Header::find) {
-        return Ok(Some(Head::Store { chunk: u64::from(header.chunk), valid: header.valid }));
+        return Ok(Some(match store::layout(&header, size / SECTOR_SIZE, SECTOR_SIZE as u32) {
+            Ok(layout) => Head::Store { chunk: layout.chunk(), valid: header.valid },
+            Err(why) => Head::Unusable(why.to_string()),
+        }));
     }
     let emptied = start.get(HEADER..).is_some_and(|rest| rest.starts_with(EMPTIED));
     if is_block && emptied && start[..HEADER] == [0; HEADER] {
@@ -425,7 +430,7 @@ mod tests {
         assert_eq!(entries, [Entry { old: 3, new: 2 }]);
         kept.clear().unwrap();
         let kept = Kept::open(&path, true).unwrap();
-        assert_eq!((kept.head, kept.mark.as_ref(), kept.size), (Head::New, None, made.size));
+        assert_eq!((&kept.head, kept.mark.as_ref(), kept.size), (&Head::New, None, made.size));
         kept.discard().unwrap();
         assert!(!path.exists());
     }

@@ -108,6 +108,14 @@ pub enum OverlayError {
     /// The store says so itself.
     #[error("{}: the overlay is marked invalid: it was full once, or could not be written, and what is in it is not whole", .0.display())]
     Invalid(PathBuf),
+    /// What its header says cannot be.
+    #[error("{}: the overlay cannot be used: {why}", path.display())]
+    Unusable {
+        /// The overlay.
+        path: PathBuf,
+        /// What the snapshot target says of it.
+        why: String,
+    },
     /// The overlay, or the disk that it lies in, is a part of the base.
     #[error("{}: the overlay and {component} of the base are the same, or one is a part of the other", path.display())]
     Within {
@@ -167,7 +175,7 @@ impl OverlayError {
         match self {
             OverlayError::Open(error) => error.help(),
             OverlayError::Incoming(_) => Some("serve it without --incoming when the source has ended".into()),
-            OverlayError::Invalid(path) => {
+            OverlayError::Invalid(path) | OverlayError::Unusable { path, .. } => {
                 Some(format!("`vhost-user-dm discard {}` removes it, with what was written", path.display()))
             }
             OverlayError::Changing { release, id, .. } => {
@@ -328,8 +336,10 @@ fn overflow(kept: &Kept, sectors: u64, chunk: u64) -> Option<String> {
 
 /// Whether an overlay was made over this disk, as far as that can be known.
 fn belongs(kept: &Kept, disk: &Assembled, force: &[String], warnings: &mut Vec<String>) -> Result<(), OverlayError> {
-    if let Head::Store { valid: false, .. } = kept.head {
-        return Err(OverlayError::Invalid(kept.path.clone()));
+    match &kept.head {
+        Head::Store { valid: false, .. } => return Err(OverlayError::Invalid(kept.path.clone())),
+        Head::Unusable(why) => return Err(OverlayError::Unusable { path: kept.path.clone(), why: why.clone() }),
+        _ => {}
     }
     let why = match &kept.mark {
         // What is empty belongs wherever it is put.

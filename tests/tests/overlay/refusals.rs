@@ -193,3 +193,40 @@ fn what_cannot_be_together_is_refused() {
     must_not(&args);
     assert!(!ground.path("new").exists());
 }
+
+/// Whatever a header says is told, and the overlay can be removed: by no command's end is it a signal.
+#[test]
+fn a_header_that_no_store_can_have_is_told_by_every_command() {
+    use std::os::unix::fs::FileExt;
+    let version = "unable to handle snapshot disk version";
+    let chunk = "invalid on-disk chunk size";
+    for (valid, number, sectors, why) in [
+        (1, 1, 0, chunk),
+        (0, 1, 0, chunk),
+        (1, 1, 3, chunk),
+        (1, 1, 1 << 22, chunk),
+        (1, 1, u32::MAX, chunk),
+        (1, 2, 8, version),
+        (0, 0, 0, version),
+    ] {
+        let ground = written(61);
+        let (cow, base) = (ground.path("cow"), shown(&ground.path("base.img")));
+        let header = [0x7041_6e53_u32, valid, number, sectors].map(u32::to_le_bytes).concat();
+        let file = fs::OpenOptions::new().write(true).open(&cow).expect("the overlay");
+        file.write_all_at(&header, 0).expect("write");
+        let table = ground.path("disk.table");
+        fs::write(&table, format!("0 2048 linear {base} 0\n")).expect("write the table");
+        let (cow, table, out) = (shown(&cow), shown(&table), shown(&ground.path("out.img")));
+        let mut said = vec![refused(&ground, &[ground.blk_file(), ground.cow()])];
+        said.push(must_not(&words(&["commit", &cow, &ground.blk_file()])));
+        // It shows the table all the same.
+        said.push(must(&words(&["show", &table, &ground.cow()])));
+        said.push(must_not(&words(&["export", &table, &ground.cow(), "--to", &out])));
+        said.push(must_not(&words(&["check", &table, &ground.cow()])));
+        for said in said {
+            assert!(said.contains(why) && said.contains("vhost-user-dm discard"), "{valid} {number} {sectors}: {said}");
+        }
+        must(&words(&["discard", &cow]));
+        assert!(!ground.path("cow").exists() && ground.base_now() == ground.base);
+    }
+}

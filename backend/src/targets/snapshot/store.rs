@@ -145,20 +145,29 @@ impl End {
     }
 }
 
-/// What a header has to say to what a table wants.
+/// The layout that a header tells of, on a device of `size` sectors with blocks of `block` bytes.
 ///
 /// # Errors
-/// It cannot be used.
-fn layout(header: &Header, wanted: &Wanted) -> Result<Layout, StoreError> {
+/// There can be no such store.
+pub fn layout(header: &Header, size: u64, block: u32) -> Result<Layout, StoreError> {
     if header.version != VERSION {
         return Err(StoreError::Version(header.version));
     }
     let chunk = u64::from(header.chunk);
-    if wanted.chunk != chunk && wanted.chunk != 0 {
-        let asked = wanted.chunk;
+    Layout::new(chunk, size, block).map_err(|why| StoreError::Chunk { chunk, why })
+}
+
+/// What a header has to say to what a table wants.
+///
+/// # Errors
+/// It cannot be used.
+fn wanted_layout(header: &Header, wanted: &Wanted) -> Result<Layout, StoreError> {
+    let layout = layout(header, wanted.size, wanted.block);
+    let (chunk, asked) = (u64::from(header.chunk), wanted.chunk);
+    if header.version == VERSION && asked != chunk && asked != 0 {
         log::warn!("persistent snapshot: chunk size {chunk} in device metadata overrides table chunk size of {asked}.");
     }
-    Layout::new(chunk, wanted.size, wanted.block).map_err(|why| StoreError::Chunk { chunk, why })
+    layout
 }
 
 /// The layout of a store that is to be.
@@ -211,7 +220,7 @@ pub async fn peek(cx: &Cx, cow: &Leg, wanted: &Wanted) -> Result<Option<(Header,
     match header {
         Found::Nothing => new_layout(wanted).map(|_| None),
         Found::Foreign => Err(StoreError::Foreign),
-        Found::Header(header) => Ok(Some((header, layout(&header, wanted)?))),
+        Found::Header(header) => Ok(Some((header, wanted_layout(&header, wanted)?))),
     }
 }
 
