@@ -175,7 +175,7 @@ fn serve(args: &Args) -> Result<(), String> {
     let places = places.into_iter().map(|(index, place)| (started[index].minor, place)).collect();
     mapper.activate_all().map_err(|e| format!("vhost-user-dm: {e}"))?;
     mapper.serve_all(places).map_err(|e| format!("vhost-user-dm: {e}"))?;
-    overlaid.served();
+    overlaid.stay();
     let control = args.control_path.as_deref().map(|path| control::Server::start(mapper.clone(), path));
     let control = control.transpose().map_err(|e| format!("vhost-user-dm: {e}"))?;
     let metrics = args.metrics_path.as_deref();
@@ -216,6 +216,10 @@ fn start(mapper: &Mapper, args: &Args) -> Result<Overlaid, String> {
     };
     for warning in warnings {
         log::warn!("{}", warning.trim_end());
+    }
+    if args.state_dir.is_some() {
+        // Before it is kept: an error of that may come when the new state is the one that is there.
+        overlaid.stay();
     }
     mapper.keep().map_err(|e| format!("vhost-user-dm: {e}"))?;
     Ok(overlaid)

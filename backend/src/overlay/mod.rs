@@ -213,7 +213,7 @@ pub struct Wanted<'a> {
     pub incoming: bool,
 }
 
-/// An overlay that was put over a base. Dropped before [`Overlaid::served`] it goes, if it was made.
+/// An overlay that was put over a base. Dropped before [`Overlaid::stay`] it goes, if it was made.
 #[derive(Debug, Default)]
 pub struct Overlaid {
     // Its path leads to it as long as it is open.
@@ -222,8 +222,8 @@ pub struct Overlaid {
 }
 
 impl Overlaid {
-    /// It may have been written to.
-    pub fn served(&mut self) {
+    /// It may have been written to, or a table that is kept names it and could not be made again without it.
+    pub fn stay(&mut self) {
         self.held.iter_mut().for_each(Held::keep);
     }
 }

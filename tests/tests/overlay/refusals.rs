@@ -194,6 +194,26 @@ fn what_cannot_be_together_is_refused() {
     assert!(!ground.path("new").exists());
 }
 
+/// What is kept of a start that came to nothing names the overlay that it made: the next start must find that.
+#[test]
+fn an_overlay_that_a_kept_table_names_stays_when_the_start_fails() {
+    let mut ground = Ground::new(52, 1 << 20);
+    let directory = ground.path("directory");
+    fs::create_dir(&directory).expect("a directory");
+    let args = [ground.blk_file(), ground.cow(), flag("--state-dir", &ground.path("state"))];
+    let mut failing = vec![flag("--socket-path", &directory)];
+    failing.extend(args.iter().cloned());
+    must_not(&failing);
+    for _ in 0..2 {
+        let (daemon, mut vmm) = ground.serve(&args);
+        ground.sees(&mut vmm);
+        ground.scribble(&mut vmm, 10);
+        drop(vmm);
+        daemon.stop();
+    }
+    assert!(ground.base_now() == ground.base, "the base has changed");
+}
+
 /// Whatever a header says is told, and the overlay can be removed: by no command's end is it a signal.
 #[test]
 fn a_header_that_no_store_can_have_is_told_by_every_command() {
