@@ -114,6 +114,11 @@ impl Origin {
         self.writing.drained().await;
     }
 
+    /// It has one again that needs no copies, so nobody is waited for.
+    pub fn put_back(&self, live: &Arc<Live>) {
+        self.change(None, Some(live));
+    }
+
     /// It has one less.
     pub fn remove(&self, live: &Arc<Live>) {
         self.change(Some(live), None);

@@ -562,6 +562,17 @@ impl Bench {
         self.drivers.iter().for_each(|driver| driver.kick(&self.sim));
     }
 
+    /// The same table again, which would be live but for another of its lines.
+    pub fn reload_in_vain(&mut self) {
+        self.suspend();
+        let layers = std::mem::take(&mut self.layers);
+        self.tables();
+        self.activate().unwrap_or_else(|why| panic!("activation: {why}"));
+        self.retire();
+        self.layers = layers;
+        self.resume(false);
+    }
+
     /// The power goes, and comes back: whatever was under way has gone.
     pub fn crash(&mut self) {
         self.sim.crash();

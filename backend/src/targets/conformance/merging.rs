@@ -116,6 +116,11 @@ fn a_full_snapshot_of_which_a_merge_fails_is_read_anew() {
         bench.turns(1000);
         let told = status(&bench);
         bench.sim.heal();
+        if seed % 2 == 1 {
+            bench.reload_in_vain();
+            bench.read_all();
+            assert_eq!(status(&bench), told, "it is what it was");
+        }
         bench.reload(&MERGE);
         assert!(write(&mut bench, KEPT[18] * CHUNK as u64), "nothing is uncertain when the list has been read anew");
         assert!(bench.does(Op { what: What::Flush, at: 0, len: 0, data: Vec::new() }));

@@ -30,6 +30,8 @@ pub struct Known {
     shared: Option<Arc<Shared>>,
     store: Option<Key>,
     origin: Option<Arc<Origin>>,
+    // What another target had of the store, and how, until it is certain that this one has it now.
+    replaced: Option<(Arc<Live>, Owner)>,
 }
 
 /// What the kernel's log has of a store that somebody else uses.
@@ -106,7 +108,8 @@ impl Snapshot {
         }
         drop(opening);
         let origin = origin.map(|key| shared.origin(key));
-        *self.known() = Known { shared: Some(shared.clone()), store: key, origin: origin.clone() };
+        let replaced = left.clone().zip(before.clone()).filter(|(_, owner)| owner.id != self.state.id);
+        *self.known() = Known { shared: Some(shared.clone()), store: key, origin: origin.clone(), replaced };
         self.state.stopped.store(false, Ordering::SeqCst);
         self.has(live.clone());
         if let Some(origin) = origin {
@@ -121,11 +124,20 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Nobody is to know it any more.
+    /// Nobody is to know it any more; what it was to replace goes on.
     fn leave(&self, live: &Arc<Live>) {
-        let known = self.known();
+        let mut known = self.known();
+        let replaced = known.replaced.take();
         if let (Some(shared), Some(key)) = (&known.shared, known.store) {
-            shared.clear_store(key, live);
+            match replaced {
+                Some((old, owner)) => {
+                    // It merges, or did: `put_back` needs no more.
+                    owner.origin.into_iter().for_each(|key| shared.origin(key).put_back(&old));
+                    old.have_again(owner);
+                    shared.set_store(key, old);
+                }
+                None => shared.clear_store(key, live),
+            }
         }
         drop(known);
         live.release();
@@ -156,6 +168,7 @@ impl Snapshot {
 
     /// Its device goes on.
     pub(super) fn go_on(&self) {
+        self.known().replaced = None;
         self.state.stopped.store(false, Ordering::SeqCst);
         let has = self.state.live().is_some_and(|live| live.go_on(self.state.id));
         self.state.lost.store(!has, Ordering::Release);
@@ -175,6 +188,7 @@ impl Snapshot {
 
     /// Its device is served from now on.
     pub(super) fn begin(&self) -> Option<Arc<Live>> {
+        self.known().replaced = None;
         self.live().filter(|live| live.begin(self.state.id, &self.state.stopped))
     }
 

@@ -137,6 +137,14 @@ impl Live {
         suspended
     }
 
+    /// Who had it when it was [released](Live::release_suspended) has it again; that target's device is still suspended.
+    pub fn have_again(&self, owner: Owner) {
+        let mut inner = self.inner();
+        (inner.owner, inner.stage) = (Some(owner), Stage::Suspended);
+        drop(inner);
+        self.tell();
+    }
+
     /// The device of that target goes on. False when it has the snapshot no longer, and it will not have it again.
     pub fn go_on(&self, id: u64) -> bool {
         let mut inner = self.inner();
