@@ -413,7 +413,8 @@ fn hold_new(changes: &[Change]) -> Verb<Held<'_>> {
 
 /// The changes are not made: each disk holds what it held before.
 fn hold_old(held: Held<'_>) {
-    for (change, exchanged) in held {
+    // Of several that took a component the first one locked it, and is the last to give it back.
+    for (change, exchanged) in held.into_iter().rev() {
         if let Err(error) = change.disk.hold.undo(&change.old, exchanged) {
             log::error!("{}: {error}; no queue is served until its components can be locked again", change.old.name);
         }

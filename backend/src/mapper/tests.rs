@@ -333,3 +333,36 @@ fn a_device_that_has_the_number_of_a_removed_one_is_not_that_one() {
     let error = rebuilt().unwrap_err();
     assert_eq!(error.reason(), "linear: Device lookup failed (-ENXIO)");
 }
+
+#[test]
+fn a_change_that_one_disk_cannot_make_leaves_a_destinations_components_to_the_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let mut text = Vec::new();
+    for name in ["x", "y", "z"] {
+        std::fs::File::create(path(name)).unwrap().set_len(1 << 20).unwrap();
+    }
+    text.push(format!("low,,,,0 8 linear {} 0", path("x")));
+    text.push("one,,,,0 8 linear /dev/mapper/low 0".to_owned());
+    text.push(format!("two,,,,0 8 linear /dev/mapper/low 0,8 8 linear {} 0", path("z")));
+    let components = component::Options { incoming: true, ..component::Options::default() };
+    let pool = Pool::new(0, Duration::ZERO, Cpus::default());
+    let mapper = Mapper::new(Settings { components, ..Settings::default() }, Registry::new(), Arc::new(pool), None);
+    let file = dm_table::parse(Arc::new(Source::new("test", text.join(";"))), Format::Auto).unwrap();
+    mapper.start(&file, "test").unwrap();
+    let source = |name: &str| Registry::new().open(&path(name), None, &component::Options::default());
+    let theirs = source("z").unwrap();
+    load(&mapper, "low", &format!("0 8 mirror core 1 8 2 {} 0 {} 0", path("x"), path("y"))).unwrap();
+    let error = resume(&mapper, "low").unwrap_err();
+    assert_eq!(error.errno, libc::EBUSY, "{error:?}");
+    assert!(mapper.started().iter().all(|started| !started.disk.hold.is_held()));
+    for name in ["x", "y"] {
+        source(name).unwrap();
+    }
+    drop(theirs);
+    load(&mapper, "low", &format!("0 8 mirror core 1 8 2 {} 0 {} 0", path("x"), path("y"))).unwrap();
+    resume(&mapper, "low").unwrap();
+    for name in ["x", "y", "z"] {
+        source(name).unwrap_err();
+    }
+}
