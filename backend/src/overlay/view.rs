@@ -48,9 +48,8 @@ pub fn view(
     let Some(read) = reading(mapper, path).map_err(|error| error.told())? else { return Ok((viewed, warnings)) };
     let disk = base::assembled(mapper, &split).map_err(|error| error.told())?;
     belongs(&read.kept, &disk, force, &mut warnings).map_err(|error| error.told())?;
-    if let Some((chain, more)) = stack(mapper, &split, name, &read)? {
+    if let Some(chain) = stack(mapper, &split, name, &read, &mut warnings)? {
         viewed.chain = chain;
-        warnings.extend(more);
     }
     Ok((viewed, warnings))
 }
@@ -62,23 +61,24 @@ struct Read {
     component: Arc<Component>,
 }
 
-/// Puts what is in an overlay over its base, if there is anything. What is doubtful is returned with it.
+/// Puts what is in an overlay over its base, if there is anything.
 fn stack(
     mapper: &Mapper,
     split: &Split,
     name: &str,
     Read { kept, component }: &Read,
-) -> Result<Option<(Arc<Chain>, Vec<String>)>, String> {
+    warnings: &mut Vec<String>,
+) -> Result<Option<Arc<Chain>>, String> {
     let Head::Store { chunk, .. } = kept.head else { return Ok(None) };
     let wrong = |source| OverlayError::System { path: kept.path.clone(), what: "cannot be read", source }.told();
     let runs = runs(kept, split.sectors, chunk).map_err(wrong)?;
     let top = table(split, &runs, &kept.path.to_string_lossy());
-    let warnings = mapper.start(&top, name).map_err(|diagnostic| diagnostic.to_string())?;
+    warnings.extend(mapper.start(&top, name).map_err(|diagnostic| diagnostic.to_string())?);
     let chain = base::chain(mapper, split.top.name.as_deref().unwrap_or(name)).map_err(|error| error.told())?;
     // The table names it by its path, and that may lead to another file by now.
     let is_there = chain.components.iter().any(|(_, its)| its.identity == component.identity);
     match is_there || runs.is_empty() {
-        true => Ok(Some((chain, warnings))),
+        true => Ok(Some(chain)),
         false => Err(wrong(replaced())),
     }
 }
@@ -219,11 +219,11 @@ mod tests {
                 std::fs::write(dir.path().join("other"), store()).unwrap();
                 std::fs::rename(dir.path().join("other"), &cow).unwrap();
             }
-            let stacked = stack(&mapper, &split, "disk", &read);
+            let stacked = stack(&mapper, &split, "disk", &read, &mut Vec::new());
             drop(read);
             match stacked {
                 Ok(stacked) => {
-                    let (chain, _) = stacked.expect("it has a chunk");
+                    let chain = stacked.expect("it has a chunk");
                     assert!(!replaced && !writes() && chain.components.iter().count() == 2);
                 }
                 Err(why) => assert!(replaced && why.contains("it was just replaced"), "{why}"),
