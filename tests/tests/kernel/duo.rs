@@ -27,6 +27,8 @@ pub struct Duo<'k> {
     devices: Vec<String>,
     /// Persistent stores of exceptions, and the sectors of their chunks.
     pub stores: Vec<(String, u64)>,
+    /// Devices may be suspended in the middle of operations.
+    pub rests: bool,
 }
 
 /// Operations of one device that are to come.
@@ -99,7 +101,8 @@ impl<'k> Duo<'k> {
     pub fn new(kernel: &'k mut Kernel, mut rng: Rng) -> Self {
         kernel.clear();
         let (ours, noise) = (Ours::start(), rng.u64(..));
-        let mut duo = Duo { kernel, ours, rng, history: Vec::new(), devices: Vec::new(), stores: Vec::new() };
+        let (history, devices, stores) = (Vec::new(), Vec::new(), Vec::new());
+        let mut duo = Duo { kernel, ours, rng, history, devices, stores, rests: true };
         for (index, (_, sectors)) in COMPONENTS.iter().enumerate() {
             let mut bytes = vec![0; *sectors as usize * SECTOR];
             fill(noise.wrapping_add(index as u64), &mut bytes);
@@ -187,7 +190,7 @@ impl<'k> Duo<'k> {
             let mix = &mixes[self.rng.usize(..mixes.len())];
             list.push((mix.device.to_owned(), mix.operation(&mut self.rng)));
         }
-        if self.rng.u8(..3) > 0 {
+        if self.rng.u8(..3) > 0 || !self.rests {
             return self.io(&list);
         }
         let (before, after) = list.split_at(self.rng.usize(..list.len()));
