@@ -15,6 +15,8 @@ const LONG: Duration = Duration::from_secs(60);
 /// Methods that show what a real one may do to its client.
 struct Fake {
     done: Arc<AtomicUsize>,
+    /// A client of `hang` is waited for.
+    hanging: Mutex<Sender<()>>,
     /// A client of `hang` was seen to be gone.
     gone: Mutex<Sender<()>>,
 }
@@ -36,6 +38,7 @@ impl Handler for Fake {
                 Ok(serde_json::value::to_raw_value(&1).unwrap())
             }
             "hang" => {
+                self.hanging.lock().unwrap().send(()).unwrap();
                 while !client.gone() {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -51,17 +54,19 @@ struct Ground {
     dir: tempfile::TempDir,
     server: Option<Server>,
     done: Arc<AtomicUsize>,
+    hanging: Receiver<()>,
     gone: Receiver<()>,
 }
 
 impl Ground {
     fn new() -> Ground {
         let dir = tempfile::tempdir().unwrap();
+        let (hang, hanging) = channel();
         let (send, gone) = channel();
         let done = Arc::new(AtomicUsize::new(0));
-        let fake = Fake { done: done.clone(), gone: Mutex::new(send) };
+        let fake = Fake { done: done.clone(), hanging: Mutex::new(hang), gone: Mutex::new(send) };
         let server = Server::serve(Box::new(fake), &dir.path().join("s")).unwrap();
-        Ground { dir, server: Some(server), done, gone }
+        Ground { dir, server: Some(server), done, hanging, gone }
     }
 
     fn stream(&self) -> UnixStream {
@@ -210,6 +215,8 @@ fn one_that_reads_nothing_is_in_nobodys_way() {
     let mut hanging = ground.stream();
     hanging.write_all(b"{\"jsonrpc\":\"2.0\",\"method\":\"hang\",\"id\":1}\n").unwrap();
     assert_eq!(ground.talk(echo(1).as_bytes()).len(), 1);
+    // A request that has not been read when the end comes is not done at all.
+    ground.hanging.recv_timeout(LONG).unwrap();
     // Nor does the end wait for any of them: the one that hangs is told, before the others' time is over.
     let server = ground.server.take();
     let ended = std::time::Instant::now();
