@@ -12,7 +12,7 @@ use crate::frontend::config::Offer;
 use crate::inspect::Judging;
 use crate::inspect::commands::{Export, Show};
 use crate::overlay::{self, Overlay};
-use crate::worker::pool::{Cpus, Pool};
+use crate::worker::pool::{Cpus, Pool, WorkerSettings};
 
 /// Serve a device-mapper table as a vhost-user-blk disk.
 #[derive(Debug, Parser)]
@@ -224,6 +224,13 @@ pub struct Load {
     #[arg(long, value_name = "LIST")]
     pub cpu_affinity: Option<Cpus>,
 
+    /// Register guest memory with io_uring, for less CPU in large transfers. It is pinned as long as the guest is served, so
+    /// the front end must have allocated it (prealloc=on), RLIMIT_MEMLOCK must allow it for each worker, and the guest must
+    /// never give memory back: with a balloon, free page reporting, virtio-mem or post-copy it would read and write wrong
+    /// memory
+    #[arg(long)]
+    pub register_memory: bool,
+
     /// Bytes of a logical block, 512 or 4096, where the components have smaller ones: for a partition table of such blocks
     #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = block_size)]
     pub block_size: u32,
@@ -321,8 +328,12 @@ impl Load {
 
     /// The workers that serve.
     pub fn pool(&self) -> Pool {
-        let poll = Duration::from_micros(self.poll_us);
-        Pool::new(usize::from(self.workers), poll, self.cpu_affinity.clone().unwrap_or_default())
+        let settings = WorkerSettings {
+            poll: Duration::from_micros(self.poll_us),
+            cpus: self.cpu_affinity.clone().unwrap_or_default(),
+            register_memory: self.register_memory,
+        };
+        Pool::new(usize::from(self.workers), settings)
     }
 }
 

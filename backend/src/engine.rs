@@ -3,8 +3,9 @@
 //! There are two engines: [`crate::uring::Uring`] does the work, [`crate::sim::Sim`] plays a device by a seed, for tests.
 
 use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
 
-use crate::guest::HostSlice;
+use crate::guest::{Guest, HostSlice};
 
 /// A file that the engine has been told of by [`Engine::add_file`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +107,12 @@ pub trait Engine {
 
     /// Forgets a file. No command on it may be under way.
     fn remove_file(&mut self, file: FileIx);
+
+    /// One more queue has commands on data in the guest's memory, which an engine may prepare for that.
+    fn add_memory(&mut self, _guest: &Arc<Guest>) {}
+
+    /// A queue that was told of by [`Engine::add_memory`] has ended. No command of it may be under way.
+    fn remove_memory(&mut self, _guest: &Arc<Guest>) {}
 
     /// Starts a command; it may reach the device as late as the next [`Engine::turn`]. The memory behind `data` must stay
     /// valid until the command's [`Event::Done`] (the list of slices itself need not).

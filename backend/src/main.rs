@@ -5,7 +5,6 @@ use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Parser;
 use dm_table::{Format, Source, TableFile};
@@ -20,7 +19,7 @@ use vhost_user_dm::mapper::state::StateDir;
 use vhost_user_dm::mapper::{Mapper, Settings};
 use vhost_user_dm::overlay::{self, Overlaid, Overlay, OverlayError, Wanted};
 use vhost_user_dm::place::{self, PlaceError};
-use vhost_user_dm::worker::pool::{Cpus, Pool};
+use vhost_user_dm::worker::pool::{Pool, WorkerSettings};
 use vhost_user_dm::{activation, control, stats, top, uring};
 
 fn main() -> ExitCode {
@@ -144,7 +143,8 @@ fn serve(args: &Args) -> Result<(), String> {
     raise_descriptor_limit();
     let signals = Signals::block().map_err(|e| say("cannot block signals")(&e))?;
     uring::probe().map_err(|e| format!("vhost-user-dm: {e}"))?;
-    uring::Uring::new().map_err(|e| say("cannot set up an io_uring as a worker needs it")(&e))?;
+    uring::Uring::new(args.load.register_memory)
+        .map_err(|e| say("cannot set up an io_uring as a worker needs it")(&e))?;
     if let Some(cpus) = &args.load.cpu_affinity {
         cpus.check().map_err(|e| format!("vhost-user-dm: {e}"))?;
     }
@@ -309,7 +309,7 @@ fn run_check(
     };
     // Asked what is, it does not wait for what will be: a component of a killed process is refused here.
     let settings = Settings { components: components(open), block_size, ..Settings::default() };
-    let pool = Pool::new(0, Duration::ZERO, Cpus::default());
+    let pool = Pool::new(0, WorkerSettings::default());
     let mapper = Mapper::new(settings, Registry::new(), Arc::new(pool), None);
     if let Some(overlay) = overlay {
         return tell(overlay::check(&mapper, (&file, &name), overlay, device), judging);

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 
 use crate::mapping::Mapping;
 
@@ -98,12 +98,13 @@ impl Window {
 pub struct GuestMemory {
     regions: Vec<Region>,
     made: u64,
+    sparse: bool,
 }
 
 impl GuestMemory {
-    /// Makes the regions, each in a memfd of its own.
-    pub fn new(specs: &[RegionSpec]) -> io::Result<Self> {
-        let mut memory = GuestMemory::default();
+    /// Makes the regions, each in a memfd of its own; `sparse`: with pages that come when they are touched.
+    pub fn new(specs: &[RegionSpec], sparse: bool) -> io::Result<Self> {
+        let mut memory = GuestMemory { sparse, ..GuestMemory::default() };
         for spec in specs {
             memory.add(*spec)?;
         }
@@ -115,6 +116,9 @@ impl GuestMemory {
         // Every second region starts inside its file, as QEMU's memory above 4 GiB does.
         let mmap_offset = if self.made % 2 == 1 { 16 * PAGE } else { 0 };
         let file = memfd(mmap_offset + spec.size)?;
+        if !self.sparse {
+            fallocate(&file, FallocateFlags::empty(), 0, mmap_offset + spec.size)?;
+        }
         let map = Mapping::new(file.as_fd(), mmap_offset, to_usize(spec.size))?;
         let region = Region {
             gpa: spec.gpa,

@@ -24,6 +24,7 @@ pub use log::{DirtyLog, LogError};
 pub use mapping::Mapping;
 pub use split::{Desc, RingError, SplitRing};
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use fault::Guard;
@@ -192,10 +193,10 @@ struct Region {
 /// One generation of guest memory: a set of regions that stays mapped as long as this lives.
 pub struct Guest {
     regions: Box<[Region]>,
-    // Before `_memory`: the ranges must not be guarded any more when they are unmapped.
+    // Before `memory`: the ranges must not be guarded any more when they are unmapped.
     guards: Box<[Guard]>,
     // Keeps the mappings of `regions` alive.
-    _memory: Arc<GuestMemoryMmap<()>>,
+    memory: Arc<GuestMemoryMmap<()>>,
 }
 
 // SAFETY: `regions` is never changed, and its pointers are used for volatile access to shared memory only, which any
@@ -227,13 +228,26 @@ impl Guest {
             regions.push(Region { gpa, len: region.len(), host: region.as_ptr() });
         }
         regions.sort_by_key(|r| r.gpa);
-        Ok(Guest { regions: regions.into_boxed_slice(), guards: guards.into_boxed_slice(), _memory: memory })
+        Ok(Guest { regions: regions.into_boxed_slice(), guards: guards.into_boxed_slice(), memory })
     }
 
     /// Whether a part of the memory was found missing: its file was truncated. Nothing that is read from it counts.
     #[inline]
     pub fn broken(&self) -> bool {
         self.guards.iter().any(Guard::hit)
+    }
+
+    /// Everything that is mapped.
+    pub(crate) fn slices(&self) -> impl Iterator<Item = HostSlice> {
+        self.regions.iter().map(|region| HostSlice { ptr: region.host, len: region.len as usize })
+    }
+
+    /// The size of a file behind it, in bytes, and how many of them there are, where that is less: the rest is made when it is
+    /// first touched.
+    pub(crate) fn missing(&self) -> Option<(u64, u64)> {
+        let files = self.memory.iter().filter_map(|region| region.file_offset());
+        let sizes = files.filter_map(|file| file.file().metadata().ok()).map(|stat| (stat.size(), stat.blocks() * 512));
+        sizes.into_iter().find(|(size, allocated)| allocated < size)
     }
 
     #[inline]

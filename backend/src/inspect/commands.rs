@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
@@ -16,7 +15,7 @@ use crate::check::human;
 use crate::device::{Cache, Options as Opening, Registry};
 use crate::mapper::{Mapper, Settings, Started};
 use crate::overlay::{self, OTHER_BASE, Overlay, Viewed};
-use crate::worker::pool::{Cpus, Pool};
+use crate::worker::pool::{Pool, WorkerSettings};
 
 /// Which disk.
 #[derive(Clone, Debug, ClapArgs)]
@@ -173,7 +172,7 @@ fn laid_out(which: &Which, file: &TableFile, name: &str) -> Result<(String, Layo
 /// Opens a table's components for reading, as other readers may have them.
 fn open(which: &Which, file: &TableFile, name: &str) -> Result<Viewed, String> {
     let components = Opening { read_only: true, cache: Cache::Buffered, incoming: false };
-    let pool = Pool::new(0, Duration::ZERO, Cpus::default());
+    let pool = Pool::new(0, WorkerSettings::default());
     let settings = Settings { components, ..Settings::default() };
     let mapper = Mapper::new(settings, Registry::new(), Arc::new(pool), None);
     let (viewed, warnings) = match &which.overlay {

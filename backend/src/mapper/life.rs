@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use dm_table::Sectors;
 
@@ -14,7 +13,7 @@ use crate::disk::Disk;
 use crate::stats::Lane;
 use crate::targets::{Cx, Shared, Stateful};
 use crate::worker::jobs::{Job, Work};
-use crate::worker::pool::Cpus;
+use crate::worker::pool::WorkerSettings;
 use crate::worker::{Answer, Worker};
 
 use super::table::Table;
@@ -77,7 +76,7 @@ impl Lives {
         match &*worker {
             Some(worker) => Ok(worker.clone()),
             None => {
-                let new = Worker::spawn("targets", Duration::ZERO, Cpus::default(), 0)?;
+                let new = Worker::spawn("targets", &WorkerSettings::default(), 0)?;
                 Ok(worker.insert(Arc::new(new)).clone())
             }
         }

@@ -2,10 +2,10 @@ use dm_table::{Diagnostic, Format, Source};
 
 use super::*;
 use crate::control::schema::{Create, Load, Query, Remove, Rename, Resume, Suspend};
-use crate::worker::pool::Cpus;
+use crate::worker::pool::WorkerSettings;
 
 fn mapper() -> Arc<Mapper> {
-    let pool = Pool::new(0, Duration::ZERO, Cpus::default());
+    let pool = Pool::new(0, WorkerSettings::default());
     Mapper::new(Settings::default(), Registry::new(), Arc::new(pool), None)
 }
 
@@ -346,7 +346,7 @@ fn a_change_that_one_disk_cannot_make_leaves_a_destinations_components_to_the_so
     text.push("one,,,,0 8 linear /dev/mapper/low 0".to_owned());
     text.push(format!("two,,,,0 8 linear /dev/mapper/low 0,8 8 linear {} 0", path("z")));
     let components = component::Options { incoming: true, ..component::Options::default() };
-    let pool = Pool::new(0, Duration::ZERO, Cpus::default());
+    let pool = Pool::new(0, WorkerSettings::default());
     let mapper = Mapper::new(Settings { components, ..Settings::default() }, Registry::new(), Arc::new(pool), None);
     let file = dm_table::parse(Arc::new(Source::new("test", text.join(";"))), Format::Auto).unwrap();
     mapper.start(&file, "test").unwrap();

@@ -21,7 +21,7 @@ use crate::check::human;
 use crate::control::schema::{Query, Which};
 use crate::device::{Options, Patience, Registry};
 use crate::mapper::{Mapper, Settings};
-use crate::worker::pool::{Cpus, Pool};
+use crate::worker::pool::{Pool, WorkerSettings};
 
 /// Time between two looks at how far the merge is.
 const LOOK: Duration = Duration::from_millis(100);
@@ -99,7 +99,7 @@ pub fn commit(args: &Commit, file: &TableFile, name: &str, patience: Patience) -
         components: Options { read_only: false, cache: args.cache.into(), incoming: false },
         ..Settings::default()
     };
-    let pool = Pool::new(0, Duration::ZERO, Cpus::default());
+    let pool = Pool::new(0, WorkerSettings::default());
     let mapper = Mapper::new(settings, Registry::patient(patience), Arc::new(pool), None);
     let held = Held::take(&args.cow, None, |path| mapper.hold(path, false)).map_err(|error| error.told())?;
     let (_held, mut kept) = held;

@@ -173,7 +173,6 @@ fn table(split: &Split, runs: &[(u64, u64, u64)], cow: &str) -> TableFile {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use dm_table::Format;
 
@@ -181,12 +180,12 @@ mod tests {
     use crate::device::{Options, Registry};
     use crate::mapper::Settings;
     use crate::targets::snapshot::format::{Entry, Header};
-    use crate::worker::pool::{Cpus, Pool};
+    use crate::worker::pool::{Pool, WorkerSettings};
 
     fn mapper() -> Arc<Mapper> {
         let components = Options { read_only: true, ..Options::default() };
         let settings = Settings { components, ..Settings::default() };
-        Mapper::new(settings, Registry::new(), Arc::new(Pool::new(0, Duration::ZERO, Cpus::default())), None)
+        Mapper::new(settings, Registry::new(), Arc::new(Pool::new(0, WorkerSettings::default())), None)
     }
 
     /// A store that has the second chunk of its disk.

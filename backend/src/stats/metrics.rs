@@ -106,10 +106,10 @@ mod tests {
     use crate::control::schema::Create;
     use crate::device::Registry;
     use crate::mapper::Settings;
-    use crate::worker::pool::{Cpus, Pool};
+    use crate::worker::pool::{Pool, WorkerSettings};
 
     fn mapper() -> Arc<Mapper> {
-        let pool = Pool::new(0, Duration::ZERO, Cpus::default());
+        let pool = Pool::new(0, WorkerSettings::default());
         Mapper::new(Settings::default(), Registry::new(), Arc::new(pool), None)
     }
 

@@ -39,7 +39,7 @@ use gather::Gather;
 use jobs::{Job, Jobs};
 use ops::{Ops, Owner, UnderWay};
 use poll::{Lookers, Pace, Poll};
-use pool::Cpus;
+use pool::WorkerSettings;
 use queue::{Queue, Setup};
 use tasks::{Parent, Tasks};
 
@@ -69,23 +69,24 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread with a ring of its own, on the CPU that is worker `number`'s. `poll` is how long it may look for
-    /// work before it sleeps.
+    /// Starts a thread with a ring of its own, on the CPU that is worker `number`'s.
     ///
     /// # Errors
     /// No thread, no io_uring, no memory.
-    pub fn spawn(name: &str, poll: Duration, cpus: Cpus, number: usize) -> io::Result<Worker> {
+    pub fn spawn(name: &str, settings: &WorkerSettings, number: usize) -> io::Result<Worker> {
+        let settings = settings.clone();
         let bell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let (mailbox, mail) = channel();
         let (ready, started) = channel();
         let its_bell = bell.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             // The ring takes commands from the thread that made it only.
-            let made = cpus.place(number).and_then(|()| Ok((Uring::new()?, Ops::new()?)));
+            let ring = || Uring::new(settings.register_memory);
+            let made = settings.cpus.place(number).and_then(|()| Ok((ring()?, Ops::new()?)));
             match made {
                 Ok((engine, ops)) => {
                     let ring = Some(its_bell.clone());
-                    let mut core = Core::new(engine, ops, Poll::new(poll, Lookers::of_process()), ring);
+                    let mut core = Core::new(engine, ops, Poll::new(settings.poll, Lookers::of_process()), ring);
                     core.engine.watch(its_bell.as_raw_fd(), MAILBOX);
                     // The spawning thread waits for this; if it is gone there is no one to serve.
                     if ready.send(Ok(())).is_ok() {

@@ -65,21 +65,30 @@ impl Cpus {
     }
 }
 
+/// How workers work.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerSettings {
+    /// Longest time that one looks for work before it sleeps.
+    pub poll: Duration,
+    /// Where they run.
+    pub cpus: Cpus,
+    /// Whether they register the memory of their guests with the kernel, which pins it.
+    pub register_memory: bool,
+}
+
 /// The workers of a process.
 #[derive(Debug)]
 pub struct Pool {
-    poll: Duration,
-    cpus: Cpus,
+    settings: WorkerSettings,
     // Shared workers, started when a queue first needs them; none: every queue has its own.
     shared: Box<[Mutex<Option<Arc<Worker>>>]>,
     next: AtomicUsize,
 }
 
 impl Pool {
-    /// A pool of `workers` shared workers, or with 0 of one for each queue. A worker looks for work at most for `poll`
-    /// before it sleeps.
-    pub fn new(workers: usize, poll: Duration, cpus: Cpus) -> Pool {
-        Pool { poll, cpus, shared: (0..workers).map(|_| Mutex::default()).collect(), next: AtomicUsize::new(0) }
+    /// A pool of `workers` shared workers, or with 0 of one for each queue.
+    pub fn new(workers: usize, settings: WorkerSettings) -> Pool {
+        Pool { settings, shared: (0..workers).map(|_| Mutex::default()).collect(), next: AtomicUsize::new(0) }
     }
 
     /// The worker for another queue; queues are dealt out in turn.
@@ -89,14 +98,14 @@ impl Pool {
     pub fn worker(&self, name: &str) -> io::Result<Arc<Worker>> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         if self.shared.is_empty() {
-            return Worker::spawn(name, self.poll, self.cpus.clone(), number).map(Arc::new);
+            return Worker::spawn(name, &self.settings, number).map(Arc::new);
         }
         let number = number % self.shared.len();
         let mut place = self.shared[number].lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(worker) = &*place {
             return Ok(worker.clone());
         }
-        let worker = Worker::spawn(&format!("worker-{number}"), self.poll, self.cpus.clone(), number)?;
+        let worker = Worker::spawn(&format!("worker-{number}"), &self.settings, number)?;
         Ok(place.insert(Arc::new(worker)).clone())
     }
 }
@@ -115,11 +124,11 @@ mod tests {
 
     #[test]
     fn shared_workers_are_dealt_out_and_own_ones_are_not() {
-        let pool = Pool::new(2, Duration::ZERO, Cpus::default());
+        let pool = Pool::new(2, WorkerSettings::default());
         let workers: Vec<_> = (0..4).map(|_| pool.worker("queue").unwrap()).collect();
         assert!(Arc::ptr_eq(&workers[0], &workers[2]) && Arc::ptr_eq(&workers[1], &workers[3]));
         assert!(!Arc::ptr_eq(&workers[0], &workers[1]));
-        let pool = Pool::new(0, Duration::ZERO, Cpus::default());
+        let pool = Pool::new(0, WorkerSettings::default());
         assert!(!Arc::ptr_eq(&pool.worker("a").unwrap(), &pool.worker("b").unwrap()));
     }
 

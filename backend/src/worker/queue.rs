@@ -152,6 +152,7 @@ impl Queue {
             limited!(limiter, info, "{}: {} requests of a predecessor are done again", setup.name, replay.len());
         }
         let devices = Devices::new(&setup.chain, ops, engine)?;
+        engine.add_memory(&setup.guest);
         Ok(Queue {
             index,
             name: setup.name,
@@ -479,6 +480,7 @@ impl Queue {
         debug_assert!(self.drained());
         debug_assert_eq!(self.free.len(), self.slots.len());
         self.devices.forget(ops, engine);
+        engine.remove_memory(&self.guest);
         self.lane.end();
     }
 }

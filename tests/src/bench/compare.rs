@@ -133,7 +133,7 @@ impl Bench<'_> {
     }
 
     fn ours(&self, shape: Shape) -> Server<'_> {
-        Server::Ours { binary: &self.options.ours, shape }
+        Server::Ours { binary: &self.options.ours, shape, registered: false }
     }
 
     /// qemu-storage-daemon's best setting for a row, by short trials in turn.
@@ -197,11 +197,14 @@ impl Bench<'_> {
             beside = Some(Beside { setting: best.to_string(), limit: self.limit(row)? });
         }
         let (theirs, event_idx, inflight) = match (&self.options.other, row.rival, setting) {
-            (Other::OfRow, Rival::Ours { shape, event_idx, inflight }, _) => {
-                (Some(self.ours(shape)), event_idx, inflight)
+            (Other::OfRow, Rival::Ours { shape, event_idx, inflight, registered }, _) => {
+                let server = Server::Ours { binary: &self.options.ours, shape, registered };
+                (Some(server), event_idx, inflight)
             }
             (Other::OfRow, _, setting) => (setting.map(Server::Theirs), true, true),
-            (Other::Build(binary), ..) => (Some(Server::Ours { binary, shape: row.shape }), true, true),
+            (Other::Build(binary), ..) => {
+                (Some(Server::Ours { binary, shape: row.shape, registered: false }), true, true)
+            }
             (Other::Saved(_), ..) => (None, true, true),
         };
         let mut pairs = Vec::new();

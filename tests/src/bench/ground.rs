@@ -31,6 +31,8 @@ pub enum Server<'a> {
         binary: &'a Path,
         /// Its table.
         shape: Shape,
+        /// With `--register-memory`.
+        registered: bool,
     },
     /// qemu-storage-daemon on the whole file.
     Theirs(Setting),
@@ -139,13 +141,14 @@ impl Ground {
     fn command(&self, server: Server<'_>, backing: Backing, socket: &Path) -> io::Result<Command> {
         match server {
             Server::Theirs(setting) => Ok(setting.command(&self.file(backing), self.bytes, socket)),
-            Server::Ours { binary, shape } => {
+            Server::Ours { binary, shape, registered } => {
                 let table = self.scratch("table");
                 fs::write(&table, self.table(backing, shape))?;
                 let mut command = self.ours(binary);
                 command
                     .args([flag("--socket-path", socket), flag("--table", &table)])
-                    .args((backing == Backing::Direct).then_some("--cache=direct"));
+                    .args((backing == Backing::Direct).then_some("--cache=direct"))
+                    .args(registered.then_some("--register-memory"));
                 Ok(command)
             }
         }

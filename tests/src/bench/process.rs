@@ -81,7 +81,7 @@ fn idle_disks(ground: &Ground, binary: &Path, load: Duration, idle: Duration, ou
 
 fn load_and_rest(ground: &Ground, binary: &Path, backing: Backing, load: Duration) -> io::Result<Rested> {
     let socket = ground.scratch(&format!("{}.sock", backing.name()));
-    let server = Server::Ours { binary, shape: Shape::Lines(1) };
+    let server = Server::Ours { binary, shape: Shape::Lines(1), registered: false };
     let (mut daemon, stream) = ground.serve(server, backing, &socket)?;
     let job = Job {
         pattern: Pattern::Randread,

@@ -52,6 +52,8 @@ pub struct Setup {
     pub inflight: bool,
     /// Give the back end a channel for requests of its own, if it takes one.
     pub channel: bool,
+    /// Guest memory is allocated when it is touched, and not before.
+    pub sparse: bool,
 }
 
 impl Default for Setup {
@@ -68,6 +70,7 @@ impl Default for Setup {
             reconnect: false,
             inflight: true,
             channel: false,
+            sparse: false,
         }
     }
 }
@@ -157,7 +160,7 @@ impl Vmm {
         let data = data_regions((slots * setup.slot_bytes).div_ceil(3) + setup.slot_bytes);
         let rings =
             RegionSpec { gpa: RINGS, size: (u64::from(setup.queues) * Place::MAX_BYTES).next_multiple_of(PAGE) };
-        let memory = GuestMemory::new(&[rings, data[0], data[1], data[2]])?;
+        let memory = GuestMemory::new(&[rings, data[0], data[1], data[2]], setup.sparse)?;
         let mut vmm = Vmm {
             setup: setup.clone(),
             conn: Connection::new(stream)?,

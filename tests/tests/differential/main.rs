@@ -25,11 +25,13 @@ fn serve(world: &World, rng: &mut Rng) -> (Daemon, Vec<PathBuf>, tempfile::TempD
     let table = dir.path().join("table");
     // Without O_DIRECT, and without the shortcut for files in memory, the same requests go another way.
     let cache = if rng.bool() { "--cache=auto" } else { "--cache=buffered" }.to_owned();
+    // The same bytes, by other operations.
+    let registered = rng.bool().then(|| "--register-memory".to_owned());
     if let [_] = world.devices.as_slice() {
         fs::write(&table, world.table(0).join("\n") + "\n").expect("write the table");
         let socket = dir.path().join("socket");
         let args = [flag("--socket-path", &socket), flag("--table", &table), cache];
-        return (Daemon::start(args), vec![socket], dir);
+        return (Daemon::start(args.into_iter().chain(registered)), vec![socket], dir);
     }
     let mut order: Vec<usize> = (0..world.devices.len()).collect();
     rng.shuffle(&mut order);
@@ -37,7 +39,7 @@ fn serve(world: &World, rng: &mut Rng) -> (Daemon, Vec<PathBuf>, tempfile::TempD
     let args = [flag("--socket-dir", dir.path()), flag("--table", &table), cache];
     let socket = |d: &dm_tests::model::Device| dir.path().join(format!("{}.sock", d.name));
     let sockets = world.devices.iter().map(socket).collect();
-    (Daemon::start(args), sockets, dir)
+    (Daemon::start(args.into_iter().chain(registered)), sockets, dir)
 }
 
 fn differ(seeds: Vec<u64>, devices: std::ops::RangeInclusive<usize>) {

@@ -9,6 +9,7 @@ mod faults;
 mod interposer;
 mod leaving;
 mod lifecycle;
+mod registered;
 mod requests;
 
 use std::path::{Path, PathBuf};

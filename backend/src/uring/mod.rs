@@ -4,9 +4,11 @@
 //! files and is restricted to the operations used here.
 #![allow(unsafe_code)]
 
+mod memory;
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use io_uring::register::Restriction;
@@ -14,8 +16,9 @@ use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use crate::engine::{Command, Engine, Event, FileIx, MAX_SLICES, Wait};
-use crate::guest::HostSlice;
+use crate::guest::{Guest, HostSlice};
 use crate::stats;
+use memory::Memory;
 
 /// Submission entries; more are submitted in several system calls.
 const ENTRIES: u32 = 256;
@@ -35,6 +38,7 @@ const BLOCK_URING_CMD_DISCARD: u32 = 0x12 << 8;
 
 // io_uring_register(2) operations that stay allowed when the ring is running.
 const REGISTER_FILES_UPDATE: u8 = 6;
+const REGISTER_BUFFERS_UPDATE: u8 = 16;
 
 /// `IORING_ENTER_GETEVENTS`, include/uapi/linux/io_uring.h.
 const ENTER_GETEVENTS: u32 = 1;
@@ -56,13 +60,16 @@ pub struct Uring {
     arena: Vec<HostSlice>,
     watches: Vec<Option<Watch>>,
     early: Vec<Event>,
+    memory: Option<Box<Memory>>,
 }
 
 /// What this kernel's io_uring offers beyond what we cannot do without.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Support {
-    /// `BLOCK_URING_CMD_DISCARD` can be asked for (the device may still refuse it).
+    /// `BLOCK_URING_CMD_DISCARD` can be asked for (the device may still refuse it); Linux 5.19.
     pub uring_cmd: bool,
+    /// Lists of slices of registered memory are taken; Linux 6.15.
+    pub lists: bool,
 }
 
 /// Asks the kernel whether its io_uring can serve a disk.
@@ -76,17 +83,18 @@ pub fn probe() -> Result<Support, String> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(|e| format!("cannot probe io_uring: {e}; {help}"))?;
     for (code, name) in OPCODES {
-        if *code != opcode::UringCmd16::CODE && !probe.is_supported(*code) {
+        if !OPTIONAL.contains(code) && !probe.is_supported(*code) {
             return Err(format!("this kernel's io_uring has no {name} operation; {help}"));
         }
     }
-    Ok(Support { uring_cmd: probe.is_supported(opcode::UringCmd16::CODE) })
+    let known = |code: &u8| probe.is_supported(*code);
+    Ok(Support { uring_cmd: known(&opcode::UringCmd16::CODE), lists: FIXED_LISTS.iter().all(known) })
 }
 
-/// Whether this kernel has the uring_cmd operation (Linux 5.19).
-fn has_uring_cmd() -> bool {
-    static HAS: OnceLock<bool> = OnceLock::new();
-    *HAS.get_or_init(|| probe().is_ok_and(|support| support.uring_cmd))
+/// What was found when this was asked first.
+fn support() -> Support {
+    static SUPPORT: OnceLock<Support> = OnceLock::new();
+    *SUPPORT.get_or_init(|| probe().unwrap_or_default())
 }
 
 const OPCODES: &[(u8, &str)] = &[
@@ -99,14 +107,22 @@ const OPCODES: &[(u8, &str)] = &[
     (opcode::UringCmd16::CODE, "uring_cmd"),
     (opcode::PollAdd::CODE, "poll"),
     (opcode::AsyncCancel::CODE, "cancel"),
+    (opcode::ReadFixed::CODE, "read_fixed"),
+    (opcode::WriteFixed::CODE, "write_fixed"),
+    (opcode::ReadvFixed::CODE, "readv_fixed"),
+    (opcode::WritevFixed::CODE, "writev_fixed"),
 ];
 
+const FIXED_LISTS: [u8; 2] = [opcode::ReadvFixed::CODE, opcode::WritevFixed::CODE];
+/// Those that we can do without.
+const OPTIONAL: [u8; 3] = [opcode::UringCmd16::CODE, FIXED_LISTS[0], FIXED_LISTS[1]];
+
 impl Uring {
-    /// Sets up a ring for the calling thread.
+    /// Sets up a ring for the calling thread; `registers`: with the memory of its guests registered.
     ///
     /// # Errors
     /// The system's: no memory, no descriptors, io_uring forbidden.
-    pub fn new() -> io::Result<Uring> {
+    pub fn new(registers: bool) -> io::Result<Uring> {
         // Kernels before 6.1 know neither of the first two; the ring works without them.
         let ring = IoUring::builder()
             .setup_single_issuer()
@@ -118,7 +134,11 @@ impl Uring {
             .build(ENTRIES)
             .or_else(|_| IoUring::builder().setup_r_disabled().setup_cqsize(COMPLETIONS).dontfork().build(ENTRIES))?;
         // The kernel refuses a restriction to an operation that it does not know; to ask for one then fails, which is right.
-        let known = |code: &u8| *code != opcode::UringCmd16::CODE || has_uring_cmd();
+        let support = support();
+        let known = |code: &u8| match *code {
+            opcode::UringCmd16::CODE => support.uring_cmd,
+            code => support.lists || !FIXED_LISTS.contains(&code),
+        };
         let mut allowed: Vec<Restriction> = OPCODES
             .iter()
             .map(|(code, _)| code)
@@ -127,11 +147,14 @@ impl Uring {
             .collect();
         allowed.push(Restriction::sqe_flags_allowed(squeue::Flags::FIXED_FILE.bits()));
         allowed.push(Restriction::register_op(REGISTER_FILES_UPDATE));
+        allowed.push(Restriction::register_op(REGISTER_BUFFERS_UPDATE));
         ring.submitter().register_restrictions(&mut allowed)?;
         // Without the table (RLIMIT_NOFILE below its size) files are used by descriptor.
         let fixed = ring.submitter().register_files_sparse(FIXED_FILES).is_ok();
+        let memory = registers.then(|| Memory::new(&ring, support.lists).map(Box::new)).transpose()?;
         ring.submitter().register_enable_rings()?;
         Ok(Uring {
+            memory,
             ring,
             free_files: if fixed { (0..FIXED_FILES).rev().collect() } else { Vec::new() },
             arena: Vec::with_capacity(ARENA),
@@ -259,11 +282,15 @@ impl Uring {
     fn build(
         file: FileIx,
         command: Command<'_>,
+        registered: Option<u16>,
         keep: impl FnOnce(&[HostSlice]) -> (*const libc::iovec, u32),
     ) -> squeue::Entry {
         let fixed = file.0 & PLAIN == 0;
         let fd = types::Fd((file.0 & !PLAIN) as RawFd);
         let entry = match command {
+            Command::Read { .. } | Command::Write { .. } if let Some(number) = registered => {
+                memory::transfer(fd, command, number, keep)
+            }
             Command::Read { data: [one], at } => {
                 opcode::Read::new(fd, one.as_ptr(), one.len().min(MAX_TRANSFER) as u32).offset(at).build()
             }
@@ -335,8 +362,21 @@ impl Engine for Uring {
             _ => 0,
         };
         self.make_room(slices);
-        let entry = Self::build(file, command, |data| self.keep(data));
+        let registered = self.memory.as_ref().and_then(|memory| memory.number(&command));
+        let entry = Self::build(file, command, registered, |data| self.keep(data));
         self.push(&entry.user_data(u64::from(token)));
+    }
+
+    fn add_memory(&mut self, guest: &Arc<Guest>) {
+        if let Some(memory) = &mut self.memory {
+            memory.add(guest);
+        }
+    }
+
+    fn remove_memory(&mut self, guest: &Arc<Guest>) {
+        if let Some(memory) = &mut self.memory {
+            memory.remove(guest);
+        }
     }
 
     fn watch(&mut self, fd: RawFd, watch: u32) {
@@ -380,7 +420,14 @@ impl Engine for Uring {
         if wait == Wait::Gather {
             return self.gather(events);
         }
-        let sleep = wait != Wait::No && events.is_empty();
+        let busy = match &mut self.memory {
+            Some(memory) if memory.is_busy() => {
+                memory.step(&self.ring);
+                memory.is_busy()
+            }
+            _ => false,
+        };
+        let sleep = wait != Wait::No && events.is_empty() && !busy;
         let until = match wait {
             Wait::Until(until) => Some(until),
             Wait::No | Wait::Gather | Wait::Event => None,
@@ -417,7 +464,7 @@ mod tests {
     #[test]
     fn reads_and_writes_with_one_and_many_slices() {
         let file = tempfile::tempfile().unwrap();
-        let mut ring = Uring::new().unwrap();
+        let mut ring = Uring::new(false).unwrap();
         let ix = ring.add_file(file.as_fd()).unwrap();
         let buffer = Buffer::new(8192).unwrap();
         buffer.slice().write(&[7; 4096]);
@@ -441,7 +488,7 @@ mod tests {
     fn more_commands_than_entries_all_complete_where_they_belong() {
         let file = tempfile::tempfile().unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], 0).unwrap();
-        let mut ring = Uring::new().unwrap();
+        let mut ring = Uring::new(false).unwrap();
         let ix = ring.add_file(file.as_fd()).unwrap();
         let n = COMPLETIONS as usize * 2;
         let is_long = |token: usize| token > n / 2 && token.is_multiple_of(5);
@@ -474,7 +521,7 @@ mod tests {
     #[test]
     fn a_watch_reports_every_write_until_it_is_taken_back() {
         let kick = EventFd::new(0).unwrap();
-        let mut ring = Uring::new().unwrap();
+        let mut ring = Uring::new(false).unwrap();
         ring.watch(kick.as_raw_fd(), 5);
         let mut events = Vec::new();
         ring.turn(Wait::No, &mut events).unwrap();
@@ -492,7 +539,7 @@ mod tests {
 
     #[test]
     fn operations_outside_the_list_are_refused_by_the_ring() {
-        let mut ring = Uring::new().unwrap();
+        let mut ring = Uring::new(false).unwrap();
         ring.push(&opcode::Nop::new().build().user_data(9));
         let mut events = Vec::new();
         until(&mut ring, &mut events, 1);
@@ -503,7 +550,7 @@ mod tests {
     fn ranges_are_punched_and_zeroed() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[1; 12288]).unwrap();
-        let mut ring = Uring::new().unwrap();
+        let mut ring = Uring::new(false).unwrap();
         let ix = ring.add_file(file.as_fd()).unwrap();
         let mut events = Vec::new();
         ring.start(ix, Command::PunchHole { at: 4096, len: 4096 }, 0);

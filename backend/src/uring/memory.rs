@@ -1,0 +1,414 @@
+//! Guest memory that is registered with a ring: the kernel has looked up and pinned its pages once, and need not do so for
+//! every command.
+//!
+//! A piece a turn is registered, so that no other queue of the worker waits for long; commands on memory that is not (or not
+//! yet) registered name it by address as ever. Memory that is pinned cannot be given back: whatever the host takes away from
+//! the guest later (balloon, virtio-mem, free page reporting, post-copy) would leave the kernel with pages that are no longer
+//! the guest's. That is why only who starts us can ask for it. See io_uring_register(2), IORING_REGISTER_BUFFERS_UPDATE.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use io_uring::{IoUring, opcode, squeue, types};
+
+use super::{MAX_TRANSFER, dsync};
+use crate::engine::Command;
+use crate::guest::{Guest, HostSlice};
+use crate::limit::Limiter;
+use crate::limited;
+
+/// Bytes of a piece: about 4 ms of work for the kernel where pages are small.
+const PIECE: usize = 64 << 20;
+/// Most pieces of a ring; memory past them is used by address.
+const PIECES: u16 = 4096;
+/// In place of a number: not registered.
+const NONE: u16 = u16::MAX;
+
+/// See the module's text.
+pub(super) struct Memory {
+    regions: Vec<Region>,
+    guests: Vec<Known>,
+    todo: VecDeque<Todo>,
+    free: Vec<u16>,
+    // The kernel takes lists of slices of registered memory (Linux 6.15).
+    pub lists: bool,
+    limiter: Limiter,
+}
+
+/// A generation of guest memory, and how many queues are in it. It is mapped at least as long as it is known here: nothing
+/// else can be found at its addresses.
+struct Known {
+    guest: Arc<Guest>,
+    users: usize,
+}
+
+impl Known {
+    fn is(&self, guest: &Arc<Guest>) -> bool {
+        Arc::ptr_eq(&self.guest, guest)
+    }
+}
+
+struct Region {
+    guest: Arc<Guest>,
+    begin: usize,
+    end: usize,
+    // The numbers of its pieces.
+    numbers: Box<[u16]>,
+}
+
+enum Todo {
+    Register { guest: Arc<Guest>, piece: HostSlice },
+    Release(u16),
+}
+
+impl Memory {
+    /// Makes room in a ring that does not run yet.
+    ///
+    /// # Errors
+    /// The kernel's: it has no tables that are filled later (before Linux 5.19), or no memory.
+    pub fn new(ring: &IoUring, lists: bool) -> io::Result<Memory> {
+        ring.submitter()
+            .register_buffers_sparse(u32::from(PIECES))
+            .map_err(|error| io::Error::new(error.kind(), format!("--register-memory needs Linux 5.19: {error}")))?;
+        Ok(Memory {
+            regions: Vec::new(),
+            guests: Vec::new(),
+            todo: VecDeque::new(),
+            free: (0..PIECES).rev().collect(),
+            lists,
+            limiter: Limiter::default(),
+        })
+    }
+
+    /// One more queue is in `guest`.
+    pub fn add(&mut self, guest: &Arc<Guest>) {
+        if let Some(known) = self.guests.iter_mut().find(|known| known.is(guest)) {
+            known.users += 1;
+            return;
+        }
+        self.guests.push(Known { guest: guest.clone(), users: 1 });
+        if let Some((size, allocated)) = guest.missing() {
+            limited!(
+                self.limiter,
+                warn,
+                "--register-memory: of {size} bytes of guest memory only {allocated} have been allocated, so it is used \
+                 without; have the front end allocate it first (QEMU: prealloc=on, cloud-hypervisor: prefault=on), and give \
+                 the guest no balloon"
+            );
+            return;
+        }
+        for region in guest.slices() {
+            let begin = region.addr();
+            let numbers = vec![NONE; region.len().div_ceil(PIECE)].into_boxed_slice();
+            let pieces = (0..numbers.len()).map(|n| region.part(n * PIECE, PIECE));
+            self.todo.extend(pieces.map(|piece| Todo::Register { guest: guest.clone(), piece }));
+            self.regions.push(Region { guest: guest.clone(), begin, end: begin + region.len(), numbers });
+        }
+    }
+
+    /// One less. No command of it may be under way.
+    pub fn remove(&mut self, guest: &Arc<Guest>) {
+        let Some(index) = self.guests.iter().position(|known| known.is(guest)) else { return };
+        self.guests[index].users -= 1;
+        if self.guests[index].users == 0 {
+            self.forget(guest);
+            self.guests.swap_remove(index);
+        }
+    }
+
+    /// Has all of it used by address.
+    fn forget(&mut self, guest: &Arc<Guest>) {
+        self.todo.retain(|todo| !matches!(todo, Todo::Register { guest: its, .. } if Arc::ptr_eq(its, guest)));
+        let todo = &mut self.todo;
+        self.regions.retain(|region| {
+            let goes = Arc::ptr_eq(&region.guest, guest);
+            if goes {
+                todo.extend(
+                    region.numbers.iter().filter(|number| **number != NONE).map(|number| Todo::Release(*number)),
+                );
+            }
+            !goes
+        });
+    }
+
+    /// Whether [`Memory::step`] has something to do.
+    #[inline]
+    pub fn is_busy(&self) -> bool {
+        !self.todo.is_empty()
+    }
+
+    /// Registers or releases a piece.
+    pub fn step(&mut self, ring: &IoUring) {
+        match self.todo.pop_front() {
+            Some(Todo::Register { guest, piece }) => self.register(ring, &guest, piece),
+            Some(Todo::Release(number)) => {
+                let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+                // SAFETY: it takes memory away from the ring and gives it none.
+                let released = unsafe { ring.submitter().register_buffers_update(u32::from(number), &[nothing], None) };
+                // A number that is still taken is not used again.
+                if released.is_ok() {
+                    self.free.push(number);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn register(&mut self, ring: &IoUring, guest: &Arc<Guest>, piece: HostSlice) {
+        let Some(number) = self.free.pop() else { return };
+        let list = [libc::iovec { iov_base: piece.as_ptr().cast(), iov_len: piece.len() }];
+        // SAFETY: the piece is a part of `guest`, which stays mapped as long as it is known here. What the kernel pins it
+        // keeps until it is released; a command names it only between the two, and only through `number`, whose addresses
+        // are checked by the kernel.
+        if let Err(error) = unsafe { ring.submitter().register_buffers_update(u32::from(number), &list, None) } {
+            self.free.push(number);
+            self.forget(guest);
+            limited!(
+                self.limiter,
+                warn,
+                "--register-memory: the kernel does not pin guest memory: {error}{}; it is used without",
+                what_helps(&error)
+            );
+            return;
+        }
+        let begin = piece.addr();
+        let mut regions = self.regions.iter_mut();
+        if let Some(region) = regions.find(|region| Arc::ptr_eq(&region.guest, guest) && region.has(begin)) {
+            region.numbers[(begin - region.begin) / PIECE] = number;
+        }
+        if !self.todo.iter().any(|todo| matches!(todo, Todo::Register { .. })) {
+            let pieces =
+                self.regions.iter().flat_map(|region| &region.numbers).filter(|number| **number != NONE).count();
+            limited!(self.limiter, info, "guest memory is registered, in {pieces} pieces");
+        }
+    }
+
+    /// The number of the piece in which all data of a transfer lies wholly.
+    #[inline]
+    pub fn number(&self, command: &Command<'_>) -> Option<u16> {
+        match command {
+            Command::Read { data, .. } | Command::Write { data, .. } => match data {
+                [one] => self.number_of(one),
+                [first, others @ ..] if self.lists => {
+                    let number = self.number_of(first)?;
+                    others.iter().all(|slice| self.number_of(slice) == Some(number)).then_some(number)
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn number_of(&self, slice: &HostSlice) -> Option<u16> {
+        let begin = slice.addr();
+        let region = self.regions.iter().find(|region| region.has(begin))?;
+        let first = (begin - region.begin) / PIECE;
+        let last = (begin - region.begin + slice.len().max(1) - 1) / PIECE;
+        let number = *region.numbers.get(first)?;
+        (number != NONE && first == last).then_some(number)
+    }
+}
+
+/// The entry of a transfer whose data lies in piece `number`.
+#[inline]
+pub(super) fn transfer(
+    fd: types::Fd,
+    command: Command<'_>,
+    number: u16,
+    keep: impl FnOnce(&[HostSlice]) -> (*const libc::iovec, u32),
+) -> squeue::Entry {
+    let length = |one: &HostSlice| one.len().min(MAX_TRANSFER) as u32;
+    match command {
+        Command::Read { data: [one], at } => {
+            opcode::ReadFixed::new(fd, one.as_ptr(), length(one), number).offset(at).build()
+        }
+        Command::Write { data: [one], at, durable } => {
+            let entry = opcode::WriteFixed::new(fd, one.as_ptr(), length(one), number);
+            entry.offset(at).rw_flags(dsync(durable)).build()
+        }
+        Command::Read { data, at } => {
+            let (list, n) = keep(data);
+            opcode::ReadvFixed::new(fd, list, n, number).offset(at).build()
+        }
+        Command::Write { data, at, durable } => {
+            let (list, n) = keep(data);
+            opcode::WritevFixed::new(fd, list, n, number).offset(at).rw_flags(dsync(durable)).build()
+        }
+        _ => opcode::Nop::new().build(),
+    }
+}
+
+impl Region {
+    #[inline]
+    fn has(&self, addr: usize) -> bool {
+        (self.begin..self.end).contains(&addr)
+    }
+}
+
+fn what_helps(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM | libc::EPERM) => {
+            " (RLIMIT_MEMLOCK must be as large as the guests' memory for each worker that serves them: `ulimit -l`, \
+             LimitMEMLOCK= in systemd)"
+        }
+        Some(libc::EOPNOTSUPP | libc::EFAULT) => {
+            " (memory in a file can be pinned on tmpfs and hugetlbfs, as memfd is)"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+
+    use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+    use super::super::Uring;
+    use super::*;
+    use crate::engine::{Engine, Event, Wait};
+
+    /// Memory in a memfd of `size` bytes, of which `allocated` are there; two regions with a hole between.
+    fn guest(size: usize, allocated: usize) -> Arc<Guest> {
+        let file = std::fs::File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(size as u64).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, allocated as u64).unwrap();
+        let half = size / 2;
+        let region = |n: usize, at| {
+            let file = FileOffset::new(file.try_clone().unwrap(), (n * half) as u64);
+            GuestRegionMmap::new(MmapRegion::from_file(file, half).unwrap(), GuestAddress(at)).unwrap()
+        };
+        let regions = vec![region(0, 0), region(1, 1 << 32)];
+        Arc::new(Guest::new(Arc::new(GuestMemoryMmap::from_regions(regions).unwrap())).unwrap())
+    }
+
+    fn settle(ring: &mut Uring) {
+        while ring.memory.as_ref().unwrap().is_busy() {
+            ring.turn(Wait::No, &mut Vec::new()).unwrap();
+        }
+    }
+
+    fn run(ring: &mut Uring, file: crate::engine::FileIx, command: Command<'_>) -> i32 {
+        ring.start(file, command, 1);
+        let mut events = Vec::new();
+        while events.is_empty() {
+            ring.turn(Wait::Event, &mut events).unwrap();
+        }
+        match events[..] {
+            [Event::Done { token: 1, result }] => result,
+            _ => panic!("{events:?}"),
+        }
+    }
+
+    fn number(ring: &Uring, data: &[HostSlice]) -> Option<u16> {
+        ring.memory.as_ref().unwrap().number(&Command::Read { data, at: 0 })
+    }
+
+    #[test]
+    fn bytes_are_the_same_with_and_without_it() {
+        let guest = guest(2 * PIECE + (2 << 20), 2 * PIECE + (2 << 20));
+        let at = |gpa, len| guest.contiguous(gpa, len).unwrap();
+        let high = 1u64 << 32;
+        let lists: &[(&[HostSlice], bool)] = &[
+            (&[at(0, 4096)], true),
+            (&[at(high + 512, 9000)], true),
+            (&[at(0, 512), at(8192, 100), at(5000, 412)], true),
+            // Over the border between two pieces, and in two regions.
+            (&[at(PIECE as u64 - 512, 1024)], false),
+            (&[at(0, 512), at(high, 512)], false),
+        ];
+        let file = tempfile::tempfile().unwrap();
+        let mut ring = Uring::new(true).unwrap();
+        let ix = ring.add_file(file.as_fd()).unwrap();
+        for registered in [false, true, false] {
+            if registered {
+                ring.add_memory(&guest);
+                settle(&mut ring);
+            }
+            for (round, (data, expected)) in (1u8..).zip(lists) {
+                let lists = ring.memory.as_ref().unwrap().lists;
+                assert_eq!(number(&ring, data).is_some(), registered && *expected && (lists || data.len() == 1));
+                let len: usize = data.iter().map(HostSlice::len).sum();
+                let bytes: Vec<u8> = (0..len).map(|n| (n % 251) as u8 ^ round).collect();
+                file.write_all_at(&bytes, 4096).unwrap();
+                assert_eq!(run(&mut ring, ix, Command::Read { data, at: 4096 }), len as i32);
+                assert_eq!(run(&mut ring, ix, Command::Write { data, at: 1 << 20, durable: true }), len as i32);
+                let mut back = vec![0; len];
+                file.read_exact_at(&mut back, 1 << 20).unwrap();
+                assert_eq!(back, bytes);
+                let mut from = 0;
+                for slice in *data {
+                    let mut there = vec![0; slice.len()];
+                    slice.read(&mut there);
+                    assert_eq!(there, bytes[from..from + slice.len()]);
+                    from += slice.len();
+                }
+            }
+            if registered {
+                ring.remove_memory(&guest);
+                settle(&mut ring);
+            }
+        }
+        assert_eq!(ring.memory.as_ref().unwrap().free.len(), usize::from(PIECES));
+    }
+
+    #[test]
+    fn it_is_registered_as_long_as_a_queue_is_in_it() {
+        let mut ring = Uring::new(true).unwrap();
+        let (one, other) = (guest(4 << 20, 4 << 20), guest(4 << 20, 4 << 20));
+        for known in [&one, &other, &one] {
+            ring.add_memory(known);
+        }
+        let slices = [one.contiguous(0, 512).unwrap(), other.contiguous(0, 512).unwrap()];
+        settle(&mut ring);
+        let registered = |ring: &Uring| slices.map(|slice| number(ring, &[slice]).is_some());
+        assert_eq!(registered(&ring), [true, true]);
+        ring.remove_memory(&one);
+        assert_eq!(registered(&ring), [true, true]);
+        ring.remove_memory(&one);
+        assert_eq!(registered(&ring), [false, true]);
+        // What has not been begun is not begun any more.
+        ring.remove_memory(&other);
+        ring.add_memory(&one);
+        ring.remove_memory(&one);
+        settle(&mut ring);
+        assert_eq!((Arc::strong_count(&one), Arc::strong_count(&other)), (1, 1));
+        assert_eq!(ring.memory.as_ref().unwrap().free.len(), usize::from(PIECES));
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_not_made_to_be() {
+        let mut ring = Uring::new(true).unwrap();
+        let guest = guest(4 << 20, 2 << 20);
+        assert_eq!(guest.missing(), Some((4 << 20, 2 << 20)));
+        ring.add_memory(&guest);
+        settle(&mut ring);
+        assert_eq!(number(&ring, &[guest.contiguous(0, 512).unwrap()]), None);
+        assert_eq!(guest.missing(), Some((4 << 20, 2 << 20)));
+        ring.remove_memory(&guest);
+        assert_eq!(Arc::strong_count(&guest), 1);
+    }
+
+    #[test]
+    fn memory_that_cannot_be_pinned_is_used_by_address() {
+        // A file system of a disk.
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 1 << 20], 0).unwrap();
+        let map = MmapRegion::from_file(FileOffset::new(file.try_clone().unwrap(), 0), 1 << 20).unwrap();
+        let region = GuestRegionMmap::new(map, GuestAddress(0)).unwrap();
+        let guest = Arc::new(Guest::new(Arc::new(GuestMemoryMmap::from_regions(vec![region]).unwrap())).unwrap());
+        let mut ring = Uring::new(true).unwrap();
+        ring.add_memory(&guest);
+        settle(&mut ring);
+        let slice = guest.contiguous(0, 512).unwrap();
+        let ix = ring.add_file(file.as_fd()).unwrap();
+        assert_eq!(run(&mut ring, ix, Command::Read { data: &[slice], at: 0 }), 512);
+        ring.remove_memory(&guest);
+        settle(&mut ring);
+        assert_eq!(ring.memory.as_ref().unwrap().free.len(), usize::from(PIECES));
+    }
+}

@@ -1,0 +1,114 @@
+//! Guest memory that is registered with the kernel (`--register-memory`).
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use dm_tests::daemon::{Daemon, Served, binary, flag};
+use dm_tests::memory::RegionSpec;
+use dm_tests::vmm::{Setup, Vmm};
+use dm_tests::{files, skip};
+
+use crate::{Piece, SECTOR, pattern};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// What the kernel has pinned for a process, in KiB.
+fn pinned(daemon: &Daemon) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("the daemon runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).expect("VmPin");
+    line.trim_end_matches("kB").trim().parse().expect("a number")
+}
+
+fn wait_for(daemon: &Daemon, kib: u64) {
+    let started = Instant::now();
+    while pinned(daemon) != kib {
+        assert!(started.elapsed() < LONG, "{} KiB are pinned, not {kib}", pinned(daemon));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Guest memory of a front end, in KiB.
+fn memory(vmm: &Vmm) -> u64 {
+    vmm.memory.regions().iter().map(|region| region.size).sum::<u64>() >> 10
+}
+
+fn write_and_read(vmm: &mut Vmm, piece: &Piece, salt: u8) {
+    vmm.write(0, 8, &pattern(64, salt)).expect("write");
+    assert!(vmm.read(0, 0, 128 * SECTOR) == Ok(piece.now()[..128 * SECTOR].to_vec()));
+    assert!(piece.now()[8 * SECTOR..72 * SECTOR] == pattern(64, salt));
+}
+
+#[test]
+fn it_is_pinned_while_a_front_end_is_served_and_no_longer() {
+    if !skip::is_root() {
+        return skip::skip(
+            "it_is_pinned_while_a_front_end_is_served_and_no_longer",
+            "only root may pin any amount of memory",
+        );
+    }
+    let piece = Piece::new(512);
+    for workers in [&["--register-memory"][..], &["--register-memory", "--workers=1"]] {
+        let mut served = Served::table(&piece.table(), workers);
+        let mut vmm = served.vmm(&Setup::default());
+        wait_for(&served.daemon, memory(&vmm));
+        write_and_read(&mut vmm, &piece, 3);
+        // Memory that comes and goes while the disk is in use.
+        vmm.add_region(RegionSpec { gpa: 1 << 40, size: 8 << 20 }).expect("add a region");
+        wait_for(&served.daemon, memory(&vmm));
+        write_and_read(&mut vmm, &piece, 4);
+        vmm.remove_region(1 << 40).expect("remove a region");
+        wait_for(&served.daemon, memory(&vmm));
+        write_and_read(&mut vmm, &piece, 5);
+        drop(vmm);
+        wait_for(&served.daemon, 0);
+        let mut vmm = served.vmm(&Setup::default());
+        wait_for(&served.daemon, memory(&vmm));
+        write_and_read(&mut vmm, &piece, 6);
+        drop(vmm);
+        let log = served.daemon.log();
+        assert!(log.contains("guest memory is registered") && !log.contains("WARN"), "{log}");
+        served.daemon.stop();
+    }
+}
+
+#[test]
+fn memory_that_has_not_been_allocated_stays_so() {
+    let piece = Piece::new(512);
+    let mut served = Served::table(&piece.table(), &["--register-memory"]);
+    let mut vmm = served.vmm(&Setup { sparse: true, ..Setup::default() });
+    write_and_read(&mut vmm, &piece, 3);
+    assert_eq!(pinned(&served.daemon), 0);
+    let log = served.daemon.log();
+    assert!(log.contains("--register-memory: of ") && log.contains("prealloc=on"), "{log}");
+    drop(vmm);
+    served.daemon.stop();
+}
+
+#[test]
+fn where_the_limit_of_locked_memory_is_low_it_is_served_without() {
+    if !skip::is_root() {
+        return skip::skip(
+            "where_the_limit_of_locked_memory_is_low_it_is_served_without",
+            "to drop a capability needs root",
+        );
+    }
+    let piece = Piece::new(512);
+    let dir = files::disk_dir();
+    let (socket, table) = (dir.path().join("socket"), dir.path().join("table"));
+    std::fs::write(&table, piece.table()).expect("write the table");
+    let mut command = Command::new("prlimit");
+    command.args(["--memlock=4194304:4194304", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]);
+    command.arg(binary()).args([flag("--socket-path", &socket), flag("--table", &table), "--register-memory".into()]);
+    let mut daemon = Daemon::spawn(command);
+    let mut vmm = daemon.vmm(&socket, &Setup { slots: 64, ..Setup::default() });
+    write_and_read(&mut vmm, &piece, 3);
+    let started = Instant::now();
+    while !daemon.log().contains("RLIMIT_MEMLOCK") {
+        assert!(started.elapsed() < LONG, "{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    write_and_read(&mut vmm, &piece, 4);
+    wait_for(&daemon, 0);
+    drop(vmm);
+    daemon.stop();
+}
