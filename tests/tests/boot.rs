@@ -181,8 +181,8 @@ fn a_block_device_brings_its_block_size() {
     assert_eq!(disk_sha256(&scratch, &[Piece::Linear(65000, a, 8), second]), sum);
 }
 
-#[test]
-fn fio_reads_back_what_it_wrote() {
+/// What the daemon said while the guest ran fio.
+fn fio(machine: &[&str], more: &[&str]) -> String {
     let scratch = Scratch::new();
     let names = ["a", "b", "c"].map(|name| scratch.noise(name, 24576));
     let pieces = [
@@ -190,12 +190,29 @@ fn fio_reads_back_what_it_wrote() {
         Piece::Linear(4001, scratch.noise("d", 8192), 3),
         Piece::Linear(40000, scratch.noise("e", 40960), 9),
     ];
-    let daemon = serve(&scratch, &pieces, &[SERIAL]);
-    let mut vm = Setup::new(&scratch).disk(&scratch.socket("disk"), "").run_test_with_fio("fio");
+    let daemon = serve(&scratch, &pieces, &[&[SERIAL], more].concat());
+    let machine = machine.iter().fold(Setup::new(&scratch), |setup, arg| setup.arg(*arg));
+    let mut vm = machine.disk(&scratch.socket("disk"), "").run_test_with_fio("fio");
     let sum = vm.wait_for("sha256");
+    let log = daemon.log();
     vm.finish();
     daemon.stop();
     assert_eq!(disk_sha256(&scratch, &pieces), sum);
+    log
+}
+
+#[test]
+fn fio_reads_back_what_it_wrote() {
+    fio(&[], &[]);
+}
+
+#[test]
+fn fio_reads_back_what_it_wrote_by_registered_memory() {
+    if !dm_tests::skip::is_root() {
+        return skip("fio_reads_back_what_it_wrote_by_registered_memory", "only root may pin any amount of memory");
+    }
+    let log = fio(&["--prealloc"], &["--register-memory"]);
+    assert!(log.contains("guest memory is registered") && !log.contains("used without"), "{log}");
 }
 
 #[test]
