@@ -150,6 +150,11 @@ impl OpenError {
         }
     }
 
+    /// Whether somebody else has it, as far as locks and claims tell.
+    pub(crate) fn is_taken(&self) -> bool {
+        matches!(self, Self::Claimed { .. } | Self::Locked { .. })
+    }
+
     /// Whether the refusal can be expected to end by itself: see `fence`.
     pub(crate) fn is_passing(&self) -> bool {
         matches!(self, Self::Claimed { passing: true, .. } | Self::Locked { passing: true, .. })

@@ -24,14 +24,16 @@ use super::pair::Beside;
 /// What [`super::Component`] says of them.
 impl Opening {
     pub fn take(&self) -> Result<bool, OpenError> {
-        self.pair.taken(self, |state, beside| {
-            let file = match self.kind {
-                Kind::Block { .. } if !self.read_only => Arc::new(self.reopen(&state.file, true)?),
-                _ => state.file.clone(),
-            };
-            self.lock(&file, beside)?;
-            (state.file, state.owned) = (file, true);
-            Ok(())
+        self.pair.after_our_own(|| {
+            self.pair.taken(self, |state, beside| {
+                let file = match self.kind {
+                    Kind::Block { .. } if !self.read_only => Arc::new(self.reopen(&state.file, true)?),
+                    _ => state.file.clone(),
+                };
+                self.lock(&file, beside)?;
+                (state.file, state.owned) = (file, true);
+                Ok(())
+            })
         })
     }
 

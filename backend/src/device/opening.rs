@@ -138,10 +138,11 @@ impl Opening {
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        if !self.read_only {
-            let held = self.state().owned;
-            self.pair.writer_ends(held);
-        }
+        let (held, file) = {
+            let state = self.state();
+            (state.owned, Arc::downgrade(&state.file))
+        };
+        self.pair.ends(self.read_only, held, file);
     }
 }
 

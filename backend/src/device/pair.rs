@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use super::component::{Component, Options};
 use super::error::OpenError;
@@ -17,6 +18,12 @@ use super::opening::{Opening, State};
 use crate::limit::Limiter;
 use crate::limited;
 
+/// How long the locks of an opening of this process are waited for that ends: as long as one of its threads has the file,
+/// until the kernel has let go of what nobody has any more, and until it is seen that nobody has it.
+const ENDING: [Duration; 3] = [Duration::from_secs(5), Duration::from_secs(2), Duration::from_millis(10)];
+/// First and longest time between two attempts.
+const NAPS: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(50)];
+
 /// The openings of a component, and whose turn it is to change their locks.
 #[derive(Debug, Default)]
 pub(super) struct Pair(Mutex<Both>);
@@ -25,6 +32,8 @@ pub(super) struct Pair(Mutex<Both>);
 pub(super) struct Both {
     reader: Weak<Opening>,
     writer: Weak<Opening>,
+    // Files of the last of each that have ended.
+    ended: [Weak<File>; 2],
     limiter: Limiter,
 }
 
@@ -111,14 +120,62 @@ impl Pair {
         false
     }
 
-    /// The writer's locks end. `held`: it had some.
-    pub fn writer_ends(&self, held: bool) {
+    /// The locks of an opening end, with its file. `held`: it had some.
+    pub fn ends(&self, read_only: bool, held: bool, file: Weak<File>) {
         let reader: Option<Arc<Opening>>;
-        let both = self.turn();
-        reader = both.reader.upgrade();
-        if let Some(state) = reader.as_ref().map(|reader| reader.state()).filter(|state| state.owned && held) {
+        let mut both = self.turn();
+        if let Some(ended) = both.ended.get_mut(usize::from(read_only)) {
+            *ended = file;
+        }
+        let told = if read_only { &mut both.reader } else { &mut both.writer };
+        if told.strong_count() == 0 {
+            *told = Weak::new();
+        }
+        reader = both.reader.upgrade().filter(|_| held && !read_only);
+        if let Some(state) = reader.as_ref().map(|reader| reader.state()).filter(|state| state.owned) {
             shut(&state.file);
         }
+    }
+
+    /// Tries what the locks of an opening may be in the way of that this process is just closing: those are no other
+    /// user's. An opening ends when its last user has dropped it, on whatever thread that is, and its file when no queue has
+    /// it any more; so this must not be called by who has its turn.
+    pub fn after_our_own<T>(&self, mut attempt: impl FnMut() -> Result<T, OpenError>) -> Result<T, OpenError> {
+        let (mut waited, mut nap) = (Duration::ZERO, NAPS[0]);
+        loop {
+            let error = match attempt() {
+                Err(error) if error.is_taken() => error,
+                ended => return ended,
+            };
+            if waited >= self.ending(&error) {
+                return Err(error);
+            }
+            std::thread::sleep(nap);
+            waited += nap;
+            nap = (2 * nap).min(NAPS[1]);
+        }
+    }
+
+    /// How long what is taken may be so by an opening of this process that ends.
+    fn ending(&self, error: &OpenError) -> Duration {
+        let both = self.turn();
+        let untold = |opening: &Weak<Opening>| opening.strong_count() == 0 && !opening.ptr_eq(&Weak::new());
+        let is_open = |file: &Weak<File>| file.strong_count() > 0;
+        if untold(&both.reader) || untold(&both.writer) || both.ended.iter().any(is_open) {
+            return ENDING[0];
+        }
+        match both.ended.iter().all(|file| file.ptr_eq(&Weak::new())) {
+            true => Duration::ZERO,
+            false if error.is_passing() => ENDING[1],
+            false => ENDING[2],
+        }
+    }
+
+    /// Whether an opening, or the file of one that has ended, is there.
+    pub fn is_open(&self) -> bool {
+        let both = self.turn();
+        both.reader.strong_count() + both.writer.strong_count() > 0
+            || both.ended.iter().any(|file| file.strong_count() > 0)
     }
 
     fn turn(&self) -> MutexGuard<'_, Both> {

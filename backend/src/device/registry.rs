@@ -38,10 +38,6 @@ struct Known {
 }
 
 impl Known {
-    fn is_open(&self) -> bool {
-        self.opening.strong_count() > 0
-    }
-
     fn keep(&mut self, component: &Arc<Component>) {
         *self = Known { opening: Arc::downgrade(&component.opening), newest: Arc::downgrade(component) };
     }
@@ -82,7 +78,7 @@ impl Registry {
         opts: &Options,
     ) -> Result<Arc<Component>, OpenError> {
         let located = lookup::locate(text, major_minor)?;
-        self.sweep();
+        self.sweep(located.identity);
         let Openings { writer, reader, pair } = self.open.entry(located.identity).or_default();
         let (serving, other) = if opts.read_only { (reader, writer) } else { (writer, reader) };
         let (open, other) = (serving.opening.upgrade(), other.opening.upgrade());
@@ -96,7 +92,8 @@ impl Registry {
                     Some(Access::Buffered) => Cache::Buffered,
                     _ => opts.cache,
                 };
-                Arc::new(pair.open(&mut self.fence, &located, &Options { cache, ..*opts })?)
+                let (fence, opts) = (&mut self.fence, Options { cache, ..*opts });
+                Arc::new(pair.after_our_own(|| pair.open(fence, &located, &opts))?)
             }
         };
         serving.keep(&component);
@@ -106,10 +103,10 @@ impl Registry {
 
 impl Registry {
     /// Forgets those that are closed: often enough that they do not outnumber the others, and seldom enough that many cost no
-    /// more for each than few.
-    fn sweep(&mut self) {
+    /// more for each than few. What is known of the one that is `asked` for may tell that it is just being closed.
+    fn sweep(&mut self, asked: Identity) {
         if self.open.len() >= self.sweep_at {
-            self.open.retain(|_, openings| openings.writer.is_open() || openings.reader.is_open());
+            self.open.retain(|identity, openings| *identity == asked || openings.pair.is_open());
             self.sweep_at = 2 * self.open.len() + 16;
         }
     }
@@ -127,7 +124,59 @@ fn fits(opening: &Opening, located: &Located, cache: Cache) -> Result<(), OpenEr
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
+
+    /// An opening that nobody can be given any more, whose file a queue has not let go of yet.
+    fn closing(registry: &mut Registry, path: &str, options: &Options) -> Arc<File> {
+        registry.open(path, None, options).unwrap().file()
+    }
+
+    #[test]
+    fn what_this_process_is_closing_is_waited_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let path = file.path().to_str().unwrap();
+        let (writes, reads) = (Options::default(), Options { read_only: true, ..Options::default() });
+        for (before, after) in [(writes, writes), (writes, reads), (reads, writes)] {
+            let mut registry = Registry::new();
+            let left = closing(&mut registry, path, &before);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(std::time::Duration::from_millis(30));
+                    drop(left);
+                });
+                registry.open(path, None, &after).unwrap();
+            });
+            // The same for one that is open, and was not locked until now.
+            let left = closing(&mut registry, path, &before);
+            let late = registry.open(path, None, &Options { incoming: true, ..after }).unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(std::time::Duration::from_millis(30));
+                    drop(left);
+                });
+                late.take().unwrap();
+            });
+        }
+    }
+
+    #[test]
+    fn who_opens_what_another_thread_closes_gets_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let path = file.path().to_str().unwrap();
+        let mut registry = Registry::new();
+        for n in 0..300 {
+            let options = Options { read_only: n % 3 == 0, ..Options::default() };
+            let last = registry.open(path, None, &options).unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(move || drop(last));
+                registry.open(path, None, &Options::default()).unwrap();
+            });
+        }
+    }
 
     #[test]
     fn what_is_closed_or_refused_is_forgotten() {
