@@ -4,6 +4,8 @@ use super::*;
 use crate::control::schema::{Create, Load, Query, Remove, Rename, Resume, Suspend};
 use crate::worker::pool::WorkerSettings;
 
+mod undone;
+
 fn mapper() -> Arc<Mapper> {
     let pool = Pool::new(0, WorkerSettings::default());
     Mapper::new(Settings::default(), Registry::new(), Arc::new(pool), None)
