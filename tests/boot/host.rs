@@ -15,7 +15,7 @@ pub const SECTOR: u64 = 512;
 
 /// How long anything here may take before the test fails. Far beyond what a busy machine needs: it only keeps a
 /// hang from lasting for ever.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The top directory of the repository.
 pub fn top() -> &'static Path {

@@ -17,7 +17,9 @@ use tempfile::NamedTempFile;
 use crate::vmm::{Setup, Vmm};
 
 /// A daemon of ours that is not up by then never will be.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
+/// Nor does one that is to end and has not by then, though a slow disk has to flush what it wrote.
+const END: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(2);
 
 /// The `vhost-user-dm` binary: `$VHOST_USER_DM` if set, else what cargo builds from this tree in the
@@ -174,7 +176,7 @@ impl Daemon {
     /// Ends it by SIGTERM and asserts that it exits with status 0.
     pub fn stop(mut self) {
         self.signal(Signal::TERM);
-        let status = self.wait(Duration::from_secs(10));
+        let status = self.wait(END);
         assert_eq!(status.and_then(|s| s.code()), Some(0), "after SIGTERM: {status:?}");
     }
 

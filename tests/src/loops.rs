@@ -61,6 +61,13 @@ impl Loop {
         run("losetup", ["-d".as_ref(), self.node.as_os_str()]).map(drop)
     }
 
+    /// Whether what was asked of the device waits for the disk that its file is on: the kernel's thread that does it, whose
+    /// name tells for whom it works, is in state D. Others always are on a busy machine.
+    pub fn hangs(&self) -> bool {
+        let work = format!("+{}", self.node.file_name().unwrap_or_default().to_string_lossy());
+        waits(Path::new("/proc"), |name| name.starts_with("kworker/") && name.ends_with(&work))
+    }
+
     /// Tells the device that its file has another size.
     pub fn resize(&self) -> io::Result<()> {
         run("losetup", ["-c".as_ref(), self.node.as_os_str()]).map(drop)
@@ -142,10 +149,17 @@ impl Drop for Frozen<'_> {
     }
 }
 
-/// Whether some task waits for a disk, state D: a thread of a process, or one of the kernel for a loop device.
-pub fn hangs(comm: &str, pid: Option<u32>) -> bool {
-    let dir = pid.map_or(PathBuf::from("/proc"), |pid| PathBuf::from(format!("/proc/{pid}/task")));
+/// Whether a write of a process waits for a disk: one of its threads of io_uring does, state D.
+pub fn hangs(pid: u32) -> bool {
+    waits(Path::new(&format!("/proc/{pid}/task")), |name| name.starts_with("iou-wrk"))
+}
+
+/// Whether a task in a directory of /proc waits for a disk that has such a name.
+fn waits(dir: &Path, is: impl Fn(&str) -> bool) -> bool {
     let tasks = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
-    stats.any(|stat| stat.split_once(" (").is_some_and(|(_, rest)| rest.starts_with(comm) && rest.contains(") D ")))
+    stats.any(|stat| {
+        let name = stat.split_once(" (").and_then(|(_, rest)| rest.split_once(") D "));
+        name.is_some_and(|(name, _)| is(name))
+    })
 }

@@ -431,7 +431,7 @@ fn a_disk_goes_to_another_process_and_never_has_two_writers() {
     let mut here = source.vmm(&at_source, &Setup { queues: 2, ..Setup::default() });
     disk.check(&mut here, 0);
     let (mut stranger, _) = disk.start("stranger", &[]);
-    assert_ne!(stranger.wait(std::time::Duration::from_secs(20)).and_then(|status| status.code()), Some(0));
+    assert_ne!(stranger.wait(std::time::Duration::from_secs(60)).and_then(|status| status.code()), Some(0));
     assert!(stranger.log().contains("has it open for writing"), "{}", stranger.log());
 
     let (mut destination, at_destination) = disk.start("destination", &["--incoming"]);
@@ -514,7 +514,7 @@ fn a_table_that_keeps_state_on_its_components_stays_at_the_source() {
         // Neither as what comes nor as what begins.
         for (args, why) in [(&["--incoming"][..], "serve it without --incoming"), (&[], "cannot be served")] {
             let mut destination = Served::table(&text, args);
-            let ended = destination.daemon.wait(std::time::Duration::from_secs(20)).expect("it ends");
+            let ended = destination.daemon.wait(std::time::Duration::from_secs(60)).expect("it ends");
             assert_ne!(ended.code(), Some(0), "{table}");
             assert!(destination.daemon.log().contains(why), "{table}: {}", destination.daemon.log());
         }

@@ -101,7 +101,7 @@ pub struct Sample {
 /// Descriptors of a request: header, data, status.
 const CHAIN: usize = 3;
 /// How long a client in event mode waits before it calls the request lost.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Slot {
     meta: Window,

@@ -16,7 +16,7 @@ use super::rows::{Backing, Rival, Row, Shape};
 use crate::daemon::{Daemon, flag};
 
 /// A back end that does not listen by then never will.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Sectors of a stripe's chunk: 64 KiB.
 const CHUNK: u64 = 128;
 /// Lines of a table begin and end at pages, so that no request of a page is split.

@@ -21,7 +21,7 @@ use crate::vmm::{Setup, Vmm};
 /// Load before and after each restart.
 const STEADY: Duration = Duration::from_millis(20);
 /// A request that takes longer is lost.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const BLOCK: usize = 4096;
 
 /// Where the front end finds the successor.

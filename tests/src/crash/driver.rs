@@ -16,7 +16,7 @@ use crate::ring::{drain, wait_any_readable};
 use crate::vmm::{Done, Vmm};
 
 /// A request that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Requests that wait because others hold their sectors or slots.
 const BACKLOG: usize = 192;
 

@@ -8,7 +8,7 @@ use super::Vmm;
 use crate::blk::{Data, OK, Prepared, Request, SECTOR, Segment, Shape, kind, segments};
 
 /// A request that takes longer hangs: disks of this kind answer in milliseconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A request that came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Vmm {
     ///
     /// # Panics
     ///
-    /// After half a minute: the request is lost.
+    /// After a minute: the request is lost.
     pub fn wait(&mut self, queue: usize) -> Done {
         let interrupts = self.setup.interrupts && !self.setup.no_call;
         let ring = &self.queues[queue].ring;

@@ -60,7 +60,7 @@ fn submit(vmm: &mut Vmm, pid: u32) {
     let request = Request { kind: kind::OUT, sector: AT, data: Data::ToDevice(&[3; LEN]) };
     vmm.submit(0, 0, &request, &Shape::PLAIN, &mut Rng::with_seed(1));
     vmm.kick(0);
-    wait_until("the write does not hang", || hangs("iou-wrk", Some(pid)));
+    wait_until("the write does not hang", || hangs(pid));
 }
 
 /// Reads notifications until one tells of the write.
@@ -93,7 +93,7 @@ fn others_go_on(ground: &mut Ground) {
     let mut vmm = ground.controlled.vmm("quick", &Setup::default());
     assert!(vmm.read(0, 0, LEN) == Ok(vec![0; LEN]));
     // Generous: it only tells waiting for the write from not waiting.
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 #[test]

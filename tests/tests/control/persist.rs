@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dm_tests::control::{Client, Controlled, which};
@@ -176,18 +177,23 @@ fn who_is_killed_comes_back_with_the_tables_resumed_last() {
                 sure: devices.clone(),
                 asked: devices.clone(),
             };
+            let done = AtomicU64::new(0);
             std::thread::scope(|scope| {
                 let running = scope.spawn(|| {
-                    let mut done = 0;
                     while verbs.next().is_some() {
-                        done += 1;
+                        done.fetch_add(1, Ordering::SeqCst);
                     }
-                    done
                 });
-                std::thread::sleep(Duration::from_micros(rng.u64(..150_000)));
+                // Within the first verbs or after some, whatever time those take here.
+                let (first, time) = (rng.u64(..8), Duration::from_micros(rng.u64(..50_000)));
+                while done.load(Ordering::SeqCst) < first && !running.is_finished() {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                std::thread::sleep(time);
                 controlled.daemon.signal(Signal::KILL);
-                verbs_done += running.join().expect("the verbs");
+                running.join().expect("the verbs");
             });
+            verbs_done += done.into_inner();
             generation = verbs.generation;
             controlled.daemon.wait(Duration::from_secs(60)).expect("it ends");
             controlled.start_again();

@@ -102,7 +102,8 @@ fn a_deferred_removal_waits_for_the_front_end() {
     controlled.must(&["remove", "--deferred", "disk"]);
     drop(vmm);
     wait_until("it does not go", || controlled.must(&["ls"]) == "No devices found\n");
-    assert!(!controlled.socket("disk").exists());
+    // It goes after the name: nobody waits for this removal.
+    wait_until("its socket stays", || !controlled.socket("disk").exists());
     controlled.stop();
 }
 
@@ -211,18 +212,32 @@ fn wait_returns_when_something_happens() {
     let mut waiter = controlled.client();
     let number = controlled.client().info("disk")["event_nr"].as_u64().expect("a number");
     // A swap.
-    let id = waiter.begin("wait", &json!({"which": which("disk")})).expect("send");
-    std::thread::sleep(Duration::from_millis(50));
+    let id = waiter.begin("wait", &json!({"which": which("disk"), "event_nr": number})).expect("send");
     controlled.must(&["load", "disk", "--table", &pieces.line(2)]);
     controlled.must(&["resume", "disk"]);
     let info = waiter.end(id).expect("an answer").expect("an event");
     assert_eq!(info["event_nr"], number + 1);
+    // The next one, whichever that is: nobody says when the call has begun to wait.
+    let number = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let info = waiter.call("wait", json!({"which": which("disk")})).expect("an event");
+            info["event_nr"].as_u64().expect("a number")
+        });
+        let mut swaps = 0;
+        while !waiting.is_finished() {
+            controlled.client().swap("disk", &pieces.line(2));
+            swaps += 1;
+        }
+        let seen = waiting.join().expect("a number");
+        assert!((number + 2..=number + 1 + swaps).contains(&seen), "{seen} after {number} and {swaps} swaps");
+        number + 1 + swaps
+    });
     // An error of a component.
-    let id = waiter.begin("wait", &json!({"which": which("disk"), "event_nr": number + 1})).expect("send");
+    let id = waiter.begin("wait", &json!({"which": which("disk"), "event_nr": number})).expect("send");
     files::truncate(&pieces.paths[1], SECTORS / 2 * SECTOR as u64);
     assert_eq!(vmm.read(0, SECTORS - 8, LEN), Err(Failed(IOERR)));
     let info = waiter.end(id).expect("an answer").expect("an event");
-    assert!(info["event_nr"].as_u64() > Some(number + 1), "{info}");
+    assert!(info["event_nr"].as_u64() > Some(number), "{info}");
     // One that has come already, and the client's own verb.
     controlled.must(&["wait", "disk", &number.to_string()]);
     // A device that goes.

@@ -15,7 +15,7 @@ use rustix::process::Signal;
 
 use crate::{Piece, SECTOR, pattern};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two devices over one component, neither on the other.
 fn two_devices(piece: &Piece) -> String {

@@ -12,10 +12,13 @@ use dm_tests::vmm::{Setup, Vmm};
 
 use crate::{Piece, SECTOR, pattern};
 
+/// A process that has not ended by then does not.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Runs a command that has to end by itself with a failure; its standard error.
 fn refused(args: &[String]) -> String {
     let mut daemon = Daemon::start(args);
-    let status = daemon.wait(Duration::from_secs(10));
+    let status = daemon.wait(PATIENCE);
     let log = daemon.log();
     match status.and_then(|s| s.code()) {
         Some(0) | None => panic!("{args:?} was not refused: {status:?}\n{log}"),
@@ -76,7 +79,7 @@ fn a_connected_descriptor_is_served_until_it_closes() {
     assert!(vmm.read_all(0).as_ref() == Ok(&piece.bytes));
     drop(vmm);
     // No one can come back over it, so the process has nothing left to do.
-    let status = daemon.wait(Duration::from_secs(10));
+    let status = daemon.wait(PATIENCE);
     assert_eq!(status.and_then(|s| s.code()), Some(0), "{status:?}");
 }
 
@@ -126,7 +129,7 @@ fn a_socket_of_a_live_process_is_refused_and_a_stale_one_replaced() {
     assert!(vmm.read_all(0).as_ref() == Ok(&piece.bytes), "the first one is still there");
     drop(vmm);
     served.daemon.signal(rustix::process::Signal::KILL);
-    served.daemon.wait(Duration::from_secs(10)).expect("killed");
+    served.daemon.wait(PATIENCE).expect("killed");
     assert!(served.socket.exists(), "a killed process leaves its socket");
     let mut next = Daemon::start(args);
     let mut vmm = next.vmm(&served.socket, &Setup::default());
@@ -222,7 +225,7 @@ fn a_place_for_temporary_files_is_needed_at_the_start_and_stays_empty() {
         Daemon::spawn(command)
     };
     let mut daemon = start(&temporary.path().join("none"));
-    let status = daemon.wait(Duration::from_secs(20)).and_then(|status| status.code());
+    let status = daemon.wait(PATIENCE).and_then(|status| status.code());
     assert!(status == Some(1) && daemon.log().contains("TMPDIR"), "{status:?} {}", daemon.log());
     assert!(!socket.exists(), "left a socket");
     let mut daemon = start(temporary.path());

@@ -142,7 +142,7 @@ fn a_driver_that_chose_write_through_has_it_when_the_back_end_was_killed() {
             vmm.set_config(Config::WRITEBACK_AT, &[choice]).expect("SET_CONFIG");
             assert_eq!(writeback(&vmm), choice);
             daemon.signal(Signal::KILL);
-            daemon.wait(std::time::Duration::from_secs(20)).expect("it is dead");
+            daemon.wait(std::time::Duration::from_secs(60)).expect("it is dead");
             *daemon = Daemon::start([flag("--socket-path", socket), flag("--table", &table)]);
             let stream = daemon.connect(socket);
             vmm.reconnect(stream).expect("come back");

@@ -16,7 +16,7 @@ use fastrand::Rng;
 use crate::{Piece, pattern};
 
 /// A session that is not over by then never will be.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a process has of the kernel's.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -208,7 +208,7 @@ fn a_request_into_memory_that_is_gone_fails_alone() {
     let queue = &mut vmm.queues[0];
     queue.ring.add(&vmm.memory, &chain, None).expect("room");
     queue.ring.publish_and_kick();
-    assert!(queue.ring.wait_used(Duration::from_secs(20)), "never came back");
+    assert!(queue.ring.wait_used(Duration::from_secs(60)), "never came back");
     queue.ring.pop().expect("a completion");
     assert_eq!(vmm.memory.read_vec(status, 1), [IOERR.0]);
     exercise(&mut vmm, 3);
@@ -252,7 +252,7 @@ fn after_sigterm_under_load_all_that_was_acknowledged_is_there() {
                 asked_to_end = true;
             }
         }
-        let status = served.daemon.wait(Duration::from_secs(10));
+        let status = served.daemon.wait(Duration::from_secs(60));
         assert_eq!(status.and_then(|s| s.code()), Some(0), "{status:?}");
         while let Some(done) = vmm.complete(0) {
             let at = slots[done.slot].take().expect("in flight");
@@ -279,7 +279,7 @@ fn an_idle_daemon_ends_at_once() {
         served.daemon.wait_listening(&served.socket);
         let vmm = connected.then(|| served.vmm(&Setup::default()));
         served.daemon.signal(Signal::TERM);
-        let status = served.daemon.wait(Duration::from_secs(5));
+        let status = served.daemon.wait(Duration::from_secs(60));
         assert_eq!(status.and_then(|s| s.code()), Some(0), "{status:?}");
         drop(vmm);
     }

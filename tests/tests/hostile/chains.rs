@@ -1,12 +1,10 @@
 //! Descriptor chains that no driver should make.
 
-use std::time::Duration;
-
 use dm_tests::blk::{OK, UNTOUCHED, feature, header, kind};
 use dm_tests::ring::{Desc, F_INDIRECT, F_NEXT, F_WRITE};
 use dm_tests::vmm::{Setup, Vmm};
 
-use crate::{SECTORS, Victim};
+use crate::{PATIENCE, SECTORS, Victim};
 
 const RING: u16 = 128;
 const NOWHERE: u64 = 0xdead_0000_0000;
@@ -211,7 +209,7 @@ fn attack(vmm: &mut Vmm, at: At, case: &Case) -> Result<u8, String> {
     }
     ring.push_head(0);
     ring.publish_and_kick();
-    assert!(ring.wait_used(Duration::from_secs(10)), "{name}: never came back");
+    assert!(ring.wait_used(PATIENCE), "{name}: never came back");
     let used = ring.pop_fixed().expect("a used entry");
     assert_eq!(used.head, 0, "{name}: another head came back");
     let status = vmm.memory.read_vec(at.status, 1)[0];
@@ -303,7 +301,7 @@ fn a_hundred_thousand_bad_requests_leave_a_short_log() {
             sent += 1;
         }
         ring.publish_and_kick();
-        assert!(ring.wait_used(Duration::from_secs(10)), "{back} of {sent} came back");
+        assert!(ring.wait_used(PATIENCE), "{back} of {sent} came back");
         while ring.pop_fixed().is_some() {
             back += 1;
         }

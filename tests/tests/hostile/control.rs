@@ -11,7 +11,7 @@ use dm_tests::wire::{self, Connection, NEED_REPLY, VERSION, request as rq};
 use fastrand::Rng;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::Victim;
+use crate::{PATIENCE, Victim};
 
 #[test]
 fn garbage_ends_a_connection_and_nothing_else() {
@@ -425,7 +425,7 @@ fn connections_that_come_and_go_leave_nothing_behind() {
         victim.assert_well("many connections");
     }
     // The last front end's session may still be on its way out.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + PATIENCE;
     while count() > before && std::time::Instant::now() < deadline {
         std::thread::yield_now();
     }

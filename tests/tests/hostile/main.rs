@@ -9,6 +9,7 @@ mod load;
 mod rings;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use dm_tests::daemon::Served;
 use dm_tests::files;
@@ -17,6 +18,8 @@ use dm_tests::wire::Connection;
 use tempfile::TempDir;
 
 const SECTOR: usize = 512;
+/// What does not come by then never will.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Sectors of the victim's disk.
 const SECTORS: u64 = 2048;
 

@@ -15,7 +15,7 @@ use crate::snapshots;
 pub type Checked<T = ()> = Result<T, String>;
 
 /// How long texts may take to become the same: both sides do things in the background.
-const SETTLING: Duration = Duration::from_secs(20);
+const SETTLING: Duration = Duration::from_secs(180);
 
 /// Both sides with the same components.
 pub struct Duo<'k> {

@@ -113,7 +113,7 @@ impl Kernel {
     pub fn clear(&mut self) {
         self.close();
         self.run(&["dmsetup", "remove_all", "--force"]);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(180);
         while !self.dmsetup(&["ls"]).stdout.contains("No devices") {
             assert!(Instant::now() < deadline, "the guest's devices do not go");
             self.run(&["dmsetup", "remove_all", "--force"]);

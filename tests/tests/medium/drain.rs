@@ -79,7 +79,7 @@ impl Load {
 
     /// Waits until all have come back: none is lost.
     fn finish(&mut self, hot: Option<usize>) {
-        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while self.busy.iter().flatten().any(|busy| *busy) {
             assert!(std::time::Instant::now() < deadline, "requests are lost: {:?}", self.busy);
             self.take(hot);

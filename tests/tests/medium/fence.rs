@@ -20,7 +20,7 @@ const SECTORS: usize = 2048;
 /// Where the writes go.
 const AT: u64 = 8;
 const LEN: usize = 8 * SECTOR;
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn table(component: &Path) -> String {
     format!("0 {SECTORS} linear {} 0\n", component.display())
@@ -73,10 +73,7 @@ impl Ground {
     /// Whether the write that was submitted hangs in the kernel: in the back end's own thread for a file, and with the
     /// driver for a device.
     fn hangs(&self, pid: u32) -> bool {
-        match &self.device {
-            None => hangs("iou-wrk", Some(pid)),
-            Some(_) => hangs("kworker", None),
-        }
+        self.device.as_ref().map_or_else(|| hangs(pid), Loop::hangs)
     }
 }
 

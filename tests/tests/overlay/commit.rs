@@ -74,8 +74,11 @@ fn a_commit_that_is_killed_goes_on() {
     let commit = words(&["commit", &shown(&cow), &flag("--table", &slow), "--force=other-base", "-v"]);
     let (mut killed, mut partly) = (0, 0);
     for round in 0..40 {
+        let before = ground.base_now();
         let mut process = Daemon::start(&commit);
-        if process.wait(Duration::from_millis(20 + 10 * round)).is_some() {
+        // Some come to write, however long it takes them to start.
+        let begun = || round % 2 == 0 || ground.base_now() != before;
+        if process.wait(Duration::from_millis(20 + 10 * round)).is_some() || !runs_until(&mut process, begun) {
             break;
         }
         process.signal(Signal::KILL);
@@ -101,6 +104,17 @@ fn a_commit_that_is_killed_goes_on() {
     ground.sees(&mut vmm);
     drop(vmm);
     daemon.stop();
+}
+
+/// Whether a process still runs when something is so.
+fn runs_until(process: &mut Daemon, is: impl Fn() -> bool) -> bool {
+    while !is() {
+        if !process.is_running() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    process.is_running()
 }
 
 fn cow_is_half(ground: &Ground) -> bool {

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use dm_tests::blk::IOERR;
-use dm_tests::control::{Controlled, which};
+use dm_tests::control::{Controlled, wait_until, which};
 use dm_tests::files;
 use dm_tests::vmm::{Failed, Setup, Vmm};
 use fastrand::Rng;
@@ -438,7 +438,7 @@ fn what_a_snapshot_shows_stays_while_its_origin_is_written() {
     // A suspended snapshot keeps the origin's writers; one that is removed does not.
     drop(snap);
     served.must(&["suspend", "snap"]);
-    served.must(&["remove", "snap"]);
+    wait_until("it stays in use", || served.dmsetup(&["remove", "snap"]).code == 0);
     let mut origin = served.vmm("origin", &setup(1));
     origin.write(0, 0, &vec![9; 256 * SECTOR]).unwrap();
     drop(origin);
