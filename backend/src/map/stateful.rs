@@ -238,6 +238,7 @@ pub(super) fn make(
         Target::Unstriped(line) => Ok(Stateful::Unstriped(Unstriped::new(leg, unstriped(line).1))),
         Target::Snapshot(snapshot) => {
             let made = snapshots::make(line, snapshot, areas, legs);
+            let made = made.map(|made| made.read_only(read_only));
             made.map(Stateful::Snapshot).ok_or_else(|| wrong("it names no store".into()))
         }
         Target::SnapshotMerge(merge) => {

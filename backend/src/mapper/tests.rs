@@ -4,6 +4,7 @@ use super::*;
 use crate::control::schema::{Create, Load, Query, Remove, Rename, Resume, Suspend};
 use crate::worker::pool::WorkerSettings;
 
+mod torn;
 mod undone;
 
 fn mapper() -> Arc<Mapper> {

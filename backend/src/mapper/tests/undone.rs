@@ -16,14 +16,14 @@ const LEN: u64 = 2048;
 const BYTES: usize = 4096;
 
 /// Components, and a process that keeps its devices in a directory.
-struct Bench {
+pub(super) struct Bench {
     dir: tempfile::TempDir,
-    mapper: Arc<Mapper>,
+    pub mapper: Arc<Mapper>,
     worker: Worker,
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub fn new() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         for name in ["a", "b", "c", "d"] {
             std::fs::File::create(dir.path().join(name)).unwrap().set_len(LEN * 512).unwrap();
@@ -37,12 +37,12 @@ impl Bench {
         Bench { dir, mapper, worker: Worker::spawn("test", &WorkerSettings::default(), 0).unwrap() }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// A table, with the components' paths.
-    fn table(&self, text: &str) -> String {
+    pub fn table(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for name in ["a", "b", "c", "d"] {
             text = text.replace(&format!("{{{name}}}"), self.path(name).to_str().unwrap());
@@ -72,7 +72,7 @@ impl Bench {
     }
 
     /// What a request of the disk's target gives, or its errno; nothing where the disk has no target.
-    fn does(&self, action: Action, at: u64, fill: u8) -> Option<Result<Vec<u8>, i32>> {
+    pub fn does(&self, action: Action, at: u64, fill: u8) -> Option<Result<Vec<u8>, i32>> {
         let started = self.mapper.started().into_iter().find(|started| started.name == "disk").unwrap();
         let chain = started.disk.chain();
         let target: Arc<Stateful> = chain.map.own_targets().next()?.clone();
@@ -95,13 +95,13 @@ impl Bench {
         Some(answered.recv().unwrap())
     }
 
-    fn writes(&self, at: u64, fill: u8) {
+    pub fn writes(&self, at: u64, fill: u8) {
         if let Some(written) = self.does(Action::Write { durable: false }, at, fill) {
             written.unwrap();
         }
     }
 
-    fn reads(&self, at: u64, fill: u8, when: &str) {
+    pub fn reads(&self, at: u64, fill: u8, when: &str) {
         if let Some(read) = self.does(Action::Read, at, 0) {
             assert!(read.unwrap().iter().all(|byte| *byte == fill), "{when}: not {fill} at {at}");
         }

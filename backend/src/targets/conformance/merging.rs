@@ -4,6 +4,7 @@
 //! not made durable. After each crash every sector is what one of the requests made it that the acknowledged flushes leave
 //! possible; in the end all is merged, and the origin alone holds it.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 use fastrand::Rng;
@@ -130,6 +131,52 @@ fn a_full_snapshot_of_which_a_merge_fails_is_read_anew() {
         bench.end();
         assert_eq!(told, "Merge failed");
     });
+}
+
+#[test]
+fn what_a_failed_merge_has_left_is_not_touched_before_its_owner_has_let_go() {
+    /// Exceptions in two sectors of the list.
+    const COUNT: u64 = 60;
+    const STORE: Case = Case {
+        parts: &[1024, 1024],
+        place: |at| Some(if at < COUNT * CHUNK as u64 { (1, at + 2 * CHUNK as u64) } else { (0, at) }),
+        prepare: |images| {
+            prepare(images);
+            for n in 0..COUNT {
+                let at = CHUNK * SECTOR + 16 * n as usize;
+                images[1][at..][..8].copy_from_slice(&n.to_le_bytes());
+                images[1][at + 8..][..8].copy_from_slice(&(n + 2).to_le_bytes());
+            }
+        },
+        whole: &[0, 1],
+        block: CHUNK as u64,
+        ..PLAIN
+    };
+    static MERGE: Case = Case { tables: &["0 1024 snapshot-merge c0 c1 P 8"], ..STORE };
+    static SNAPSHOT: Case = Case { tables: &["0 1024 snapshot c0 c1 P 8"], ..STORE };
+    let list = |bench: &Bench| bench.sim.look(1, |store| store[CHUNK * SECTOR..][..CHUNK * SECTOR].to_vec());
+    let ended = [Cell::new(0), Cell::new(0)];
+    checks::each_seed(120, |seed| {
+        let mut bench = checks::bench(&SNAPSHOT, seed);
+        // Of what takes the exceptions off the list the first sector comes to the device alone.
+        let rest = ((CHUNK + 1) * SECTOR) as u64..(2 * CHUNK * SECTOR) as u64;
+        bench.sim.fail_range(1, rest, |kind| matches!(kind, Kind::Write { .. }), libc::EIO);
+        bench.reload(&MERGE);
+        bench.until("the merge does not fail", |bench| bench.sim.failure_count() > 0);
+        bench.turns(1000);
+        bench.sim.heal();
+        let before = list(&bench);
+        match bench.reload_too_late(&SNAPSHOT, seed as u32 % 40) {
+            Ok(()) => ended[0].update(|n| n + 1),
+            Err(why) => {
+                assert!(why.contains("handover"), "{why}");
+                assert!(list(&bench) == before, "the list is somebody else's, and has changed");
+                ended[1].update(|n| n + 1);
+            }
+        }
+    });
+    let ended = ended.map(Cell::into_inner);
+    assert!(ended.iter().sum::<u32>() < 2 || !ended.contains(&0), "taken and refused: {ended:?}");
 }
 
 /// Waits until nothing is left in the store.

@@ -57,9 +57,6 @@ impl Snapshot {
         if opened.new {
             opened.store.format(cx, &self.cow).await.map_err(|error| self.refused(&error))?;
         }
-        if let Some(upto) = opened.torn {
-            opened.store.clean(cx, &self.cow, upto).await.map_err(|error| self.refused(&error))?;
-        }
         if !opened.valid {
             log::warn!("snapshots: Snapshot is marked invalid.");
         }
@@ -102,6 +99,16 @@ impl Snapshot {
             && !old.release_suspended()
         {
             return Err(IN_USE.into());
+        }
+        // Not before: it is still the other's until then.
+        if !self.read_only
+            && let Err(error) = live.clean(cx, &self.cow).await
+        {
+            match (left.filter(|old| !old.is_of(self.state.id)), before) {
+                (Some(old), Some(before)) => old.have_again(before),
+                _ => _ = live.give_back(),
+            }
+            return Err(self.refused(&error));
         }
         if let Some(key) = key {
             shared.set_store(key, live.clone());
@@ -297,7 +304,14 @@ impl Target for Snapshot {
         let mut legs = legs.into_iter();
         let mut next = |old: &Leg| legs.next().unwrap_or_else(|| old.clone());
         let (origin, cow) = (next(&self.origin), next(&self.cow));
-        Snapshot { origin, cow, wanted: self.wanted, features: self.features, state: self.state.clone() }
+        Snapshot {
+            origin,
+            cow,
+            wanted: self.wanted,
+            features: self.features,
+            read_only: self.read_only,
+            state: self.state.clone(),
+        }
     }
 
     fn devices(&self) -> Vec<DevIx> {

@@ -70,6 +70,8 @@ pub(super) struct Inner {
     pub(super) owner: Option<Owner>,
     pub(super) before: Option<Before>,
     pub(super) stage: Stage,
+    // See [`Opened::torn`]; nothing once that is cleaned.
+    torn: Option<u64>,
 }
 
 /// What has become of a snapshot.
@@ -117,7 +119,7 @@ pub enum Seen {
 impl Live {
     /// One that has just been opened.
     pub fn new(opened: Opened, owner: Owner) -> Live {
-        let Opened { mut store, exceptions, next, valid, .. } = opened;
+        let Opened { mut store, exceptions, next, valid, torn, .. } = opened;
         let area = store.area_now();
         let inner = Inner {
             complete: exceptions,
@@ -133,6 +135,7 @@ impl Live {
             owner: Some(owner),
             before: None,
             stage: Stage::New,
+            torn,
         };
         Live {
             store,
@@ -187,6 +190,19 @@ impl Live {
                 format!("{}/{total} {}", inner.next * chunk, areas * chunk)
             }
         }
+    }
+
+    /// Makes that its list can grow: before anybody adds to it, or takes from it. See [`Opened::torn`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn clean(&self, cx: &Cx, cow: &Leg) -> Result<(), StoreError> {
+        let torn = self.inner().torn;
+        if let Some(upto) = torn {
+            self.store.clean(cx, cow, upto).await?;
+            self.inner().torn = None;
+        }
+        Ok(())
     }
 
     /// Something in this process writes an origin of it.

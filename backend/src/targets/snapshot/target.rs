@@ -43,6 +43,8 @@ pub struct Snapshot {
     pub(super) cow: Leg,
     pub(super) wanted: Wanted,
     pub(super) features: Features,
+    // Its devices are open for reading alone.
+    pub(super) read_only: bool,
     pub(super) state: Arc<State>,
 }
 
@@ -84,7 +86,13 @@ impl State {
 impl Snapshot {
     /// Of `legs`, which are all of the origin and all of the store's device.
     pub fn new([origin, cow]: [Leg; 2], wanted: Wanted, features: Features) -> Snapshot {
-        Snapshot { origin, cow, wanted, features, state: Arc::default() }
+        Snapshot { origin, cow, wanted, features, read_only: false, state: Arc::default() }
+    }
+
+    /// Its devices are open for reading alone: a store is taken as it is.
+    #[must_use]
+    pub fn read_only(self, read_only: bool) -> Snapshot {
+        Snapshot { read_only, ..self }
     }
 
     /// Sectors of a chunk as its store has them, once that was looked at.

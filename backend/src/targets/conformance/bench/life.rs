@@ -186,6 +186,25 @@ impl Bench {
         self.drivers.iter().for_each(|driver| driver.kick(&self.sim));
     }
 
+    /// The same, but the one that is there goes on after so many turns of that. Whether the other has come to be live.
+    pub fn reload_too_late(&mut self, case: &'static Case, turns: u32) -> Result<(), String> {
+        self.suspend();
+        for (hand, queue) in self.hands[1..].iter_mut().zip(self.queues.drain(..)) {
+            let _ = hand.stop(queue);
+        }
+        self.turns(PATIENCE);
+        let old = self.all_targets();
+        self.case = case;
+        self.layers.clear();
+        self.tables();
+        self.fence();
+        let (target, shared) = (self.all_targets().remove(0), self.shared.clone());
+        let job = self.job(0, |cx| Box::pin(async move { target.activate(&cx, &shared).await }));
+        self.turns(turns);
+        old.iter().for_each(|target| target.resume());
+        self.over(&job)
+    }
+
     /// The same table again, which would be live but for another of its lines.
     pub fn reload_in_vain(&mut self) {
         self.suspend();
