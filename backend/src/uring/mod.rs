@@ -1,4 +1,5 @@
-//! The engine that does the work: one io_uring per worker, submitted and reaped by one system call a turn.
+//! The engine that does the work: one io_uring per worker, submitted and reaped by one system call a turn
+//! (a few, where there is much to submit).
 //!
 //! The ring belongs to the thread that makes it (single issuer, deferred task work), holds the component devices as fixed
 //! files and is restricted to the operations used here.
@@ -22,6 +23,8 @@ use memory::Memory;
 
 /// Submission entries; more are submitted in several system calls.
 const ENTRIES: u32 = 256;
+/// Entries of a large submission of which the device hears before the others are prepared.
+const FIRST_PART: usize = 4;
 /// Completion entries; the kernel keeps what overflows (IORING_FEAT_NODROP).
 const COMPLETIONS: u32 = 4096;
 /// Places in the fixed-file table; files past it are used by descriptor.
@@ -189,8 +192,24 @@ impl Uring {
         debug_assert!(pushed.is_ok(), "no room was made");
     }
 
-    /// One io_uring_enter(2). What it cannot do now (EINTR, EBUSY, EAGAIN) the next turn does.
+    /// Submits the first entries of many in parts, each twice as large as the one before.
+    ///
+    /// The kernel tells a device of what one system call submits when it has prepared all of it (a block plug); until then
+    /// the device has nothing to do.
+    fn begin(&mut self) {
+        let mut part = FIRST_PART;
+        while self.ring.submission().len() > part {
+            // SAFETY: without a signal mask or a wait the call only takes entries, which are those of `push`.
+            match unsafe { self.ring.submitter().enter::<libc::sigset_t>(part as u32, 0, 0, None) } {
+                Ok(1..) => part *= 2,
+                _ => return,
+            }
+        }
+    }
+
+    /// What it cannot do now (EINTR, EBUSY, EAGAIN) the next turn does.
     fn submit(&mut self, want: usize, until: Option<u64>) -> Option<io::Error> {
+        self.begin();
         let submitter = self.ring.submitter();
         let result = match until {
             None => submitter.submit_and_wait(want),
