@@ -4,6 +4,7 @@ use super::*;
 use crate::control::schema::{Create, Load, Query, Remove, Rename, Resume, Suspend};
 use crate::worker::pool::WorkerSettings;
 
+mod logs;
 mod torn;
 mod undone;
 

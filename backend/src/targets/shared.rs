@@ -14,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use super::log_writes::Logs;
 use super::snapshot::grace::Grace;
 use super::snapshot::live::Live;
 use crate::map::Key;
@@ -25,6 +26,8 @@ pub struct Shared {
     stores: Mutex<HashMap<Key, Arc<Live>>>,
     // Stores of which somebody is about to see whether they can be had.
     opening: Mutex<HashSet<Key>>,
+    /// Whose the logs of writes are.
+    pub(super) logs: Logs,
 }
 
 /// Somebody who looks whether a store can be had; nobody else does until this is dropped.

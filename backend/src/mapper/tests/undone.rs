@@ -51,7 +51,7 @@ impl Bench {
     }
 
     /// Whether the state can be replaced. What is kept stays what it was.
-    fn may_keep(&self, may: bool) {
+    pub fn may_keep(&self, may: bool) {
         let (state, aside) = (self.path("state/state.json"), self.path("aside"));
         if may {
             std::fs::remove_dir(&state).unwrap();

@@ -18,6 +18,9 @@
 //!
 //! **Failures** of the log end the logging, and `status` tells; the device goes on. So does a log that is full.
 //!
+//! **A log has one writer** in a process: see [`Logs`]. A log that lies on something composed is known by that device's name
+//! alone, and by no other that leads to the same sectors.
+//!
 //! **Read-only** devices leave their log as it is. (The kernel writes marks to it, and its own at the end.)
 //!
 //! Where the kernel's log tells what did not happen, this one does not: a write that failed is not in it; a flush that
@@ -25,6 +28,7 @@
 //! before it what that one covers, too; and a durable write comes behind what it was written over, even if no flush covered
 //! that.
 
+mod claim;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -33,12 +37,13 @@ use std::sync::Arc;
 
 use dm_table::{LogWritesMessage, SECTOR_SIZE};
 
-use super::{Cx, Io, Refused, Target};
+use super::{Cx, Io, Refused, Shared, Target};
 use crate::guest::{Buffer, HostSlice};
 use crate::log_writes::{END_MARK, Flags, HEADER, Header, Super, cut};
 use crate::map::{DevIx, Leg};
 use crate::worker::cursor::Cursor;
 use crate::worker::ops::Action;
+pub use claim::Logs;
 use state::{Data, Entry, Held, State};
 
 /// Bytes that may be held back, or be on their way to the log, at a time.
@@ -51,6 +56,8 @@ const LONGEST_ZEROES: u64 = (32 << 20) / SECTOR_SIZE;
 const BARE: usize = 256;
 /// Marks that wait for the log.
 const MOST_MARKS: usize = 1024;
+/// Why a target logs no more that has gone on too late.
+const LOST: &str = "another device has taken over the log while this one was suspended";
 /// Bytes of zeroes in memory.
 const ZEROES: usize = 1 << 20;
 
@@ -303,6 +310,19 @@ impl Target for LogWrites {
         }
     }
 
+    async fn activate(&self, _: &Cx, shared: &Arc<Shared>) -> Result<(), Refused> {
+        let Some(key) = self.log.key().filter(|_| !self.read_only) else { return Ok(()) };
+        if !shared.logs.take(key, &Arc::downgrade(&self.state)) {
+            return Err(
+                "log-writes: another target of this process writes its log to the same device, and each would destroy \
+                        the other's entries; give each a device of its own, or remove the other one first"
+                    .into(),
+            );
+        }
+        self.state.claims(shared, key);
+        Ok(())
+    }
+
     async fn background(&self, cx: &Cx) {
         self.state.live();
         loop {
@@ -316,7 +336,12 @@ impl Target for LogWrites {
     }
 
     async fn retire(&self, cx: &Cx) {
-        if !self.state.end() || self.read_only {
+        if let Some((shared, key)) = self.state.claimed()
+            && !shared.logs.leave(key, &Arc::downgrade(&self.state))
+        {
+            self.state.lose(LOST);
+        }
+        if !self.state.end() || self.read_only || !self.state.has_log() {
             return;
         }
         let _ = self.mark(END_MARK);
@@ -333,6 +358,11 @@ impl Target for LogWrites {
 
     fn resume(&self) {
         self.state.stop(false);
+        if let Some((shared, key)) = self.state.claimed()
+            && !shared.logs.keep(key, &Arc::downgrade(&self.state))
+        {
+            self.state.lose(LOST);
+        }
     }
 
     fn again(&self, legs: Vec<Leg>) -> LogWrites {

@@ -13,6 +13,8 @@ use event_listener::Event;
 use super::Writer;
 use crate::guest::{Buffer, HostSlice};
 use crate::log_writes::{Flags, Header};
+use crate::map::Key;
+use crate::targets::Shared;
 
 /// Entries that are written to the log at a time.
 pub const BATCH: usize = 64;
@@ -171,6 +173,14 @@ pub struct State {
     pub writer: AsyncMutex<Writer>,
     /// There is something for the background.
     pub wake: Event,
+    // Where it is known whose the log is.
+    claim: Mutex<Option<(Arc<Shared>, Key)>>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.status())
+    }
 }
 
 struct Inner {
@@ -187,6 +197,8 @@ struct Inner {
     marks: usize,
     live: bool,
     stopped: bool,
+    // The log is somebody else's.
+    lost: bool,
 }
 
 /// Ends a spill where it is dropped.
@@ -212,6 +224,7 @@ impl State {
             marks: 0,
             live: false,
             stopped: false,
+            lost: false,
         };
         State {
             block,
@@ -221,8 +234,10 @@ impl State {
             spilling: AtomicBool::new(false),
             writer: AsyncMutex::new(writer),
             wake: Event::new(),
+            claim: Mutex::default(),
         }
     }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -395,6 +410,32 @@ impl State {
     pub fn disable(&self, why: &str) {
         self.inner().disable(why);
         self.budget.changed.notify(usize::MAX);
+    }
+
+    /// It has the log, as far as others know.
+    pub fn claims(&self, shared: &Arc<Shared>, key: Key) {
+        *self.claim.lock().unwrap_or_else(PoisonError::into_inner) = Some((shared.clone(), key));
+    }
+
+    /// Where that is known.
+    pub fn claimed(&self) -> Option<(Arc<Shared>, Key)> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The log is somebody else's now, and nothing is under way: nothing comes to it any more.
+    pub fn lose(&self, why: &str) {
+        let mut inner = self.inner();
+        let gone = std::mem::take(&mut inner.queue);
+        (inner.written, inner.marks, inner.lost) = (inner.entries, 0, true);
+        inner.disable(why);
+        drop(inner);
+        drop(gone);
+        self.budget.changed.notify(usize::MAX);
+    }
+
+    /// Whether the log is nobody else's.
+    pub fn has_log(&self) -> bool {
+        !self.inner().lost
     }
 
     /// It is live.
