@@ -132,8 +132,6 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
 
-    use rustix::event::{PollFd, PollFlags};
-
     #[test]
     fn both_ends_are_ours_and_no_name_is_left() {
         let base = tempfile::tempdir().unwrap();
@@ -178,49 +176,6 @@ mod tests {
         let stay = ["other.6.0", "vhost-user-dm.3.0", "vhost-user-dm.4.0", "vhost-user-dm.5.0", "vhost-user-dm.7.0"];
         assert_eq!(left, stay);
         assert!(base.path().join("other.6.0/s").exists());
-    }
-
-    /// Set to the path of the socket in the process that plays the stranger.
-    const STRANGER: &str = "VHOST_USER_DM_TEST_STRANGER";
-
-    #[test]
-    fn another_process_that_connects_is_passed_over() {
-        if let Some(path) = std::env::var_os(STRANGER) {
-            let got = UnixStream::connect(path).unwrap().read(&mut [0]);
-            assert!(matches!(got, Ok(0)) || got.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset));
-            return;
-        }
-        let private = Private::new().unwrap();
-        let mut strangers = Vec::new();
-        for drained in [true, false] {
-            let mut connect = |at: &str| {
-                let at = at.replace("self", &std::process::id().to_string());
-                let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-                child.args(["--exact", "frontend::private::tests::another_process_that_connects_is_passed_over"]);
-                strangers.push(child.env(STRANGER, at).spawn().unwrap());
-                let mut fds = [PollFd::new(&private.listener, PollFlags::IN)];
-                rustix::event::poll(&mut fds, None).unwrap();
-            };
-            let path = format!("/proc/self/fd/{}", private.file.as_raw_fd());
-            let (mut a, mut b) = if drained {
-                connect(&path);
-                private.connect(|at| UnixStream::connect(at)).unwrap()
-            } else {
-                // Between looking whether somebody is there and connecting.
-                let both = |at: &str| {
-                    connect(at);
-                    UnixStream::connect(at)
-                };
-                private.connect(both).unwrap()
-            };
-            a.write_all(b"x").unwrap();
-            let mut got = [0];
-            b.read_exact(&mut got).unwrap();
-            assert_eq!(&got, b"x");
-        }
-        for mut stranger in strangers {
-            assert!(stranger.wait().unwrap().success());
-        }
     }
 
     #[test]

@@ -514,7 +514,9 @@ fn other_users_are_refused() {
     };
     let dir = victim.controlled.dir().to_owned();
     let program = dir.join("vhost-user-dm");
-    std::fs::copy(binary(), &program).expect("copy the program");
+    // Not by this process: what other tests start meanwhile would have it open for writing, and then it cannot be run.
+    let copied = said(Command::new("cp").arg(binary()).arg(&program));
+    assert_eq!(copied.code, 0, "{copied:?}");
     chmod(&program, 0o755);
     chmod(&dir, 0o755);
     let other = |victim: &Victim| {
