@@ -76,7 +76,7 @@ pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 const HEADER: usize = 12;
 /// A back end that has not answered by then hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One received message.
 #[derive(Debug)]
