@@ -25,7 +25,7 @@ use super::exceptions::{Exceptions, Run};
 use super::format::Layout;
 use super::grace::Grace;
 use super::owner::{Before, Owner, Stage};
-use super::store::{Opened, Store, StoreError};
+use super::store::{End, Opened, Store, StoreError};
 use crate::map::Leg;
 use crate::targets::Cx;
 
@@ -197,9 +197,15 @@ impl Live {
     /// # Errors
     /// The store's.
     pub async fn clean(&self, cx: &Cx, cow: &Leg) -> Result<(), StoreError> {
+        let end = self.store.end().await;
+        self.clean_behind(cx, cow, &end).await
+    }
+
+    /// The same for who changes the list: what is torn is behind that end as long as nobody else can move it.
+    async fn clean_behind(&self, cx: &Cx, cow: &Leg, end: &End) -> Result<(), StoreError> {
         let torn = self.inner().torn;
         if let Some(upto) = torn {
-            self.store.clean(cx, cow, upto).await?;
+            self.store.clean(cx, cow, end, upto).await?;
             self.inner().torn = None;
         }
         Ok(())
@@ -307,7 +313,11 @@ impl Live {
         };
         // In the order of the store, so that a merge finds as long runs as there are.
         batch.sort_unstable_by_key(|run| run.new);
-        let committed = self.store.commit(cx, cow, &mut end, &batch).await;
+        // Writers of the origin add to what its own table only reads, and has left as it was.
+        let committed = match self.clean_behind(cx, cow, &end).await {
+            Ok(()) => self.store.commit(cx, cow, &mut end, &batch).await,
+            Err(error) => Err(error.errno()),
+        };
         self.area.store(end.area(), Ordering::Relaxed);
         let mut inner = self.inner();
         inner.over = asked;
@@ -377,6 +387,7 @@ impl Live {
     /// The store's.
     pub async fn merge_commit(&self, cx: &Cx, cow: &Leg, runs: &[Run]) -> Result<(), StoreError> {
         let mut end = self.store.end().await;
+        self.clean_behind(cx, cow, &end).await?;
         self.store.take_back(cx, cow, &mut end, runs.iter().map(|run| run.len).sum()).await?;
         self.area.store(end.area(), Ordering::Relaxed);
         let mut inner = self.inner();

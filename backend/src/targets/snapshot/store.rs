@@ -4,8 +4,8 @@
 //! writes their entries so that they are durable when it ends (the kernel's PREFLUSH and FUA). The area behind one that becomes
 //! full is zeroed before that flush, so the list always ends where it should. Entries are only ever added behind the last one,
 //! or taken away from it backwards; behind the end of the list no entry has a chunk of the store. A crash may tear what is
-//! written at a time, and leave entries behind the end: they are zeroed when the store is taken up, as the list would else grow
-//! into them.
+//! written at a time, and leave entries behind the end, which the list would grow into: they are zeroed when the store is
+//! taken up, or before the list changes if the table that took it up only reads.
 //!
 //! What is on the device is not trusted: a number that leads out of the data chunks, or a chunk that is there twice, refuses the
 //! store, and no more than its device has is ever read.
@@ -297,8 +297,7 @@ impl Store {
     ///
     /// # Errors
     /// The device's.
-    pub async fn clean(&self, cx: &Cx, cow: &Leg, upto: u64) -> Result<(), StoreError> {
-        let end = self.end().await;
+    pub async fn clean(&self, cx: &Cx, cow: &Leg, end: &End, upto: u64) -> Result<(), StoreError> {
         let (first, _) = self.place(end.area, end.entries);
         let upto = self.layout.area(end.area) * self.layout.chunk() + upto / SECTOR_SIZE;
         let failed = |at| move |errno| StoreError::Io { doing: "write metadata", at, errno };
