@@ -11,6 +11,8 @@ pub struct Events(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
+    // The device's.
+    name: String,
     number: u32,
     gone: bool,
     // Who waits, and for a number above which.
@@ -20,6 +22,16 @@ struct State {
 impl Events {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The device's name, for what others are told of it.
+    pub fn name(&self) -> String {
+        self.state().name.clone()
+    }
+
+    /// It has that name from now on.
+    pub fn set_name(&self, name: &str) {
+        self.state().name = name.to_owned();
     }
 
     /// The event number.

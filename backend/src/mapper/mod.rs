@@ -235,6 +235,7 @@ impl Mapper {
         let (map, _) = Map::build(&Source::new("", ""), &nothing, false, &mut |_| Err(table::none()))
             .map_err(|diagnostic| table::refused(minor, &diagnostic))?;
         let events = Arc::<crate::event::Events>::default();
+        events.set_name(&shown);
         let chain = Chain {
             name: shown,
             map: Arc::new(map),
@@ -295,6 +296,7 @@ impl Mapper {
         device.name = name.to_owned();
         let chain = device.disk.chain();
         device.disk.exchange(Arc::new(chain.renamed(dm_table::unmangle(name))));
+        device.events.set_name(&dm_table::unmangle(name));
         device.events.raise();
         drop(devices);
         self.keep_changed()?;

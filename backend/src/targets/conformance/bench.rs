@@ -17,6 +17,7 @@ use super::driver::{Driver, Ground, Op, PLACES, What};
 use super::model::{Model, Ticket};
 use crate::chain::Chain;
 use crate::device::{Access, Component, Discard, DiscardMethod, Limits};
+use crate::event::Events;
 use crate::map::{DevIx, LookupError, Lower, Map, positions, reach};
 use crate::sim::{Nature, SECTOR, Sim, Temper};
 use crate::targets::{Shared, Stateful};
@@ -63,6 +64,8 @@ pub(super) struct Bench {
     // By driver and place.
     tickets: Vec<Vec<Option<(Ticket, bool)>>>,
     shared: Arc<Shared>,
+    // Of all layers.
+    events: Arc<Events>,
     backgrounds: Vec<Background>,
     mischief: Option<Mischief>,
     pub write_through: Arc<AtomicBool>,
@@ -140,6 +143,7 @@ impl Bench {
             drivers: Vec::new(),
             tickets: Vec::new(),
             shared: Arc::default(),
+            events: Arc::default(),
             backgrounds: Vec::new(),
             // Its workers' tasks wait for each other.
             mischief: seed.is_multiple_of(3).then(|| Mischief::new(seed)),
@@ -200,8 +204,9 @@ impl Bench {
                 components: components.iter().cloned().collect(),
                 read_only: false,
                 limiters: Arc::default(),
-                events: Arc::default(),
+                events: self.events.clone(),
             };
+            chain.map.own_targets().for_each(|target| target.events(&self.events));
             self.layers.push(Layer { file, chain: Arc::new(chain) });
         }
     }

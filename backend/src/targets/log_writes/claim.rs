@@ -1,14 +1,15 @@
 //! Whose a log is: of two targets that write to one, each would destroy the other's entries.
 //!
-//! A target has its log from its activation on. Another takes it over while the device of the first is suspended, as another
-//! table of that device does; at any other time it is refused. Until the new one goes on the log may go back. One that has
-//! lost it logs no more.
+//! A target has its log from its activation until it is live no longer and all of it is written. Meanwhile another table of the
+//! same device may take it over, whose verbs come one after the other; other devices are refused, suspended or not.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::state::State;
+use crate::event::Events;
 use crate::map::Key;
+use crate::targets::Refused;
 
 /// The logs of a process, by their devices.
 #[derive(Debug, Default)]
@@ -16,9 +17,31 @@ pub struct Logs(Mutex<HashMap<Key, Claim>>);
 
 #[derive(Debug)]
 struct Claim {
-    now: Weak<State>,
-    // Who has it again if the other does not go on.
-    before: Weak<State>,
+    device: Arc<Events>,
+    // Of its tables, of which one writes at a time.
+    targets: Vec<Weak<State>>,
+}
+
+impl Claim {
+    /// # Errors
+    /// Why a target of a device may not write to the log.
+    fn admits(&self, device: Option<&Arc<Events>>) -> Result<(), Refused> {
+        if !device.is_some_and(|device| Arc::ptr_eq(device, &self.device)) {
+            let name = self.device.name();
+            return Err(format!(
+                "log-writes: device `{name}` writes its log to the same device, suspended or not, and each would destroy the \
+                 other's entries: give each a device of its own, or remove `{name}` or load another table into it first"
+            ));
+        }
+        if self.targets.iter().filter_map(Weak::upgrade).any(|other| !other.is_stopped()) {
+            return Err(
+                "log-writes: another line of the table writes its log to the same device, and each would destroy the \
+                        other's entries: give each a device of its own"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Logs {
@@ -26,48 +49,38 @@ impl Logs {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// It is to have the log. False when another has it whose device is not suspended.
-    pub fn take(&self, key: Key, state: &Weak<State>) -> bool {
+    /// A target of a device is to have the log.
+    ///
+    /// # Errors
+    /// Another has it.
+    pub fn take(&self, key: Key, device: Option<Arc<Events>>, state: &Weak<State>) -> Result<(), Refused> {
         self.with(|all| {
-            all.retain(|_, claim| claim.now.strong_count() + claim.before.strong_count() > 0);
-            let claim = all.entry(key).or_insert_with(|| Claim { now: state.clone(), before: Weak::new() });
-            if claim.now.ptr_eq(state) {
-                return true;
+            all.retain(|_, claim| {
+                claim.targets.retain(|target| target.strong_count() > 0);
+                !claim.targets.is_empty()
+            });
+            if let Some(claim) = all.get_mut(&key) {
+                if !claim.targets.iter().any(|target| target.ptr_eq(state)) {
+                    claim.admits(device.as_ref())?;
+                    claim.targets.push(state.clone());
+                }
+                return Ok(());
             }
-            if claim.now.upgrade().is_some_and(|other| !other.is_stopped()) {
-                return false;
-            }
-            claim.before = std::mem::replace(&mut claim.now, state.clone());
-            true
+            // One whose device is not known is the only one of it.
+            all.insert(key, Claim { device: device.unwrap_or_default(), targets: vec![state.clone()] });
+            Ok(())
         })
     }
 
-    /// It goes on. False when another has the log: it does not get it again.
-    pub fn keep(&self, key: Key, state: &Weak<State>) -> bool {
+    /// A target writes to the log no more.
+    pub fn leave(&self, key: Key, state: &Weak<State>) {
         self.with(|all| {
-            let Some(claim) = all.get_mut(&key) else { return false };
-            let is_its = claim.now.ptr_eq(state);
-            if is_its || claim.before.ptr_eq(state) {
-                claim.before = Weak::new();
+            if let Some(claim) = all.get_mut(&key) {
+                claim.targets.retain(|target| !target.ptr_eq(state));
+                if claim.targets.is_empty() {
+                    all.remove(&key);
+                }
             }
-            is_its
-        })
-    }
-
-    /// It ends. Whether it may still write to the log.
-    pub fn leave(&self, key: Key, state: &Weak<State>) -> bool {
-        self.with(|all| {
-            let Some(claim) = all.get_mut(&key) else { return false };
-            if claim.now.ptr_eq(state) {
-                claim.now = std::mem::take(&mut claim.before);
-                return true;
-            }
-            // The other has not begun.
-            let is_last = claim.before.ptr_eq(state);
-            if is_last {
-                claim.before = Weak::new();
-            }
-            is_last
-        })
+        });
     }
 }

@@ -38,6 +38,7 @@ use std::sync::Arc;
 use dm_table::{LogWritesMessage, SECTOR_SIZE};
 
 use super::{Cx, Io, Refused, Shared, Target};
+use crate::event::Events;
 use crate::guest::{Buffer, HostSlice};
 use crate::log_writes::{END_MARK, Flags, HEADER, Header, Super, cut};
 use crate::map::{DevIx, Leg};
@@ -56,8 +57,6 @@ const LONGEST_ZEROES: u64 = (32 << 20) / SECTOR_SIZE;
 const BARE: usize = 256;
 /// Marks that wait for the log.
 const MOST_MARKS: usize = 1024;
-/// Why a target logs no more that has gone on too late.
-const LOST: &str = "another device has taken over the log while this one was suspended";
 /// Bytes of zeroes in memory.
 const ZEROES: usize = 1 << 20;
 
@@ -270,6 +269,18 @@ impl LogWrites {
         cx.io(&self.log, Action::Write { durable: false }, 0, len, vec![block]).await
     }
 
+    /// What was held back comes to the log if it has been live, which is ended then.
+    async fn say_last_words(&self, cx: &Cx) {
+        if !self.state.end() || self.read_only {
+            return;
+        }
+        let _ = self.mark(END_MARK);
+        self.drain(cx, u64::MAX).await;
+        if let Err(errno) = cx.io(&self.log, Action::Flush, 0, 0, Vec::new()).await {
+            log::warn!("log-writes: the log is not flushed, error={errno}: a loss of power may take its end away");
+        }
+    }
+
     fn mark(&self, name: &str) -> Option<u64> {
         let text = cut(name, self.state.block).to_vec();
         let header = Header { flags: Flags::MARK, data_len: text.len() as u64, ..Header::default() };
@@ -312,13 +323,7 @@ impl Target for LogWrites {
 
     async fn activate(&self, _: &Cx, shared: &Arc<Shared>) -> Result<(), Refused> {
         let Some(key) = self.log.key().filter(|_| !self.read_only) else { return Ok(()) };
-        if !shared.logs.take(key, &Arc::downgrade(&self.state)) {
-            return Err(
-                "log-writes: another target of this process writes its log to the same device, and each would destroy \
-                        the other's entries; give each a device of its own, or remove the other one first"
-                    .into(),
-            );
-        }
+        shared.logs.take(key, self.state.events(), &Arc::downgrade(&self.state))?;
         self.state.claims(shared, key);
         Ok(())
     }
@@ -336,18 +341,10 @@ impl Target for LogWrites {
     }
 
     async fn retire(&self, cx: &Cx) {
-        if let Some((shared, key)) = self.state.claimed()
-            && !shared.logs.leave(key, &Arc::downgrade(&self.state))
-        {
-            self.state.lose(LOST);
-        }
-        if !self.state.end() || self.read_only || !self.state.has_log() {
-            return;
-        }
-        let _ = self.mark(END_MARK);
-        self.drain(cx, u64::MAX).await;
-        if let Err(errno) = cx.io(&self.log, Action::Flush, 0, 0, Vec::new()).await {
-            log::warn!("log-writes: the log is not flushed, error={errno}: a loss of power may take its end away");
+        self.say_last_words(cx).await;
+        // Not before: another device may have it from here on.
+        if let Some((shared, key)) = self.state.claimed() {
+            shared.logs.leave(key, &Arc::downgrade(&self.state));
         }
     }
 
@@ -358,11 +355,10 @@ impl Target for LogWrites {
 
     fn resume(&self) {
         self.state.stop(false);
-        if let Some((shared, key)) = self.state.claimed()
-            && !shared.logs.keep(key, &Arc::downgrade(&self.state))
-        {
-            self.state.lose(LOST);
-        }
+    }
+
+    fn events(&self, events: &Arc<Events>) {
+        self.state.set_events(events);
     }
 
     fn again(&self, legs: Vec<Leg>) -> LogWrites {

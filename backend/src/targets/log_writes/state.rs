@@ -11,6 +11,7 @@ use dm_table::SECTOR_SIZE;
 use event_listener::Event;
 
 use super::Writer;
+use crate::event::Events;
 use crate::guest::{Buffer, HostSlice};
 use crate::log_writes::{Flags, Header};
 use crate::map::Key;
@@ -175,6 +176,8 @@ pub struct State {
     pub wake: Event,
     // Where it is known whose the log is.
     claim: Mutex<Option<(Arc<Shared>, Key)>>,
+    // Its device's.
+    events: Mutex<Option<Arc<Events>>>,
 }
 
 impl std::fmt::Debug for State {
@@ -197,8 +200,6 @@ struct Inner {
     marks: usize,
     live: bool,
     stopped: bool,
-    // The log is somebody else's.
-    lost: bool,
 }
 
 /// Ends a spill where it is dropped.
@@ -224,7 +225,6 @@ impl State {
             marks: 0,
             live: false,
             stopped: false,
-            lost: false,
         };
         State {
             block,
@@ -235,6 +235,7 @@ impl State {
             writer: AsyncMutex::new(writer),
             wake: Event::new(),
             claim: Mutex::default(),
+            events: Mutex::default(),
         }
     }
 
@@ -422,20 +423,14 @@ impl State {
         self.claim.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The log is somebody else's now, and nothing is under way: nothing comes to it any more.
-    pub fn lose(&self, why: &str) {
-        let mut inner = self.inner();
-        let gone = std::mem::take(&mut inner.queue);
-        (inner.written, inner.marks, inner.lost) = (inner.entries, 0, true);
-        inner.disable(why);
-        drop(inner);
-        drop(gone);
-        self.budget.changed.notify(usize::MAX);
+    /// Whose target it is.
+    pub fn set_events(&self, events: &Arc<Events>) {
+        *self.events.lock().unwrap_or_else(PoisonError::into_inner) = Some(events.clone());
     }
 
-    /// Whether the log is nobody else's.
-    pub fn has_log(&self) -> bool {
-        !self.inner().lost
+    /// Where that is known.
+    pub fn events(&self) -> Option<Arc<Events>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// It is live.
