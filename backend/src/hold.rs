@@ -80,7 +80,7 @@ impl Hold {
     }
 
     /// The disk's table changes from `old` to `new`. Its queues have drained, and start again on `new`; or on `old`, if
-    /// this fails. Does not wait for whoever has a component.
+    /// this fails. Of those that have a component, it waits for nobody but this process itself.
     ///
     /// # Errors
     /// Who has a component of `new`. Then everything is as before.

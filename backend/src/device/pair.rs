@@ -18,9 +18,12 @@ use super::opening::{Opening, State};
 use crate::limit::Limiter;
 use crate::limited;
 
-/// How long the locks of an opening of this process are waited for that ends: as long as one of its threads has the file,
-/// until the kernel has let go of what nobody has any more, and until it is seen that nobody has it.
-const ENDING: [Duration; 3] = [Duration::from_secs(5), Duration::from_secs(2), Duration::from_millis(10)];
+/// How long one of this process's threads is waited for that has the file of an opening that ends.
+const OPEN: Duration = Duration::from_secs(5);
+/// How long the kernel is waited for, after that, to let go of what nobody has any more.
+const LETTING_GO: Duration = Duration::from_secs(2);
+/// How long, after that, what some living process has is waited for: this one may be it, between two lines of a thread.
+const UNTOLD: Duration = Duration::from_millis(250);
 /// First and longest time between two attempts.
 const NAPS: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(50)];
 
@@ -141,40 +144,56 @@ impl Pair {
     /// user's. An opening ends when its last user has dropped it, on whatever thread that is, and its file when no queue has
     /// it any more; so this must not be called by who has its turn.
     pub fn after_our_own<T>(&self, mut attempt: impl FnMut() -> Result<T, OpenError>) -> Result<T, OpenError> {
-        let (mut waited, mut nap) = (Duration::ZERO, NAPS[0]);
+        let (mut open, mut closed, mut nap) = (Duration::ZERO, Duration::ZERO, NAPS[0]);
         loop {
             let error = match attempt() {
                 Err(error) if error.is_taken() => error,
                 ended => return ended,
             };
-            if waited >= self.ending(&error) {
+            // Looked at after the attempt: what was closed between the two must be tried again.
+            let (waited, most) = match self.ending() {
+                None => return Err(error),
+                Some(true) => {
+                    closed = Duration::ZERO;
+                    (&mut open, OPEN)
+                }
+                Some(false) if error.is_passing() => (&mut closed, LETTING_GO),
+                Some(false) => (&mut closed, UNTOLD),
+            };
+            if *waited >= most {
+                self.forget();
                 return Err(error);
             }
             std::thread::sleep(nap);
-            waited += nap;
+            *waited += nap;
             nap = (2 * nap).min(NAPS[1]);
         }
     }
 
-    /// How long what is taken may be so by an opening of this process that ends.
-    fn ending(&self, error: &OpenError) -> Duration {
+    /// Whether an opening of this process that has ended, or ends now, still has its file; if there has been one.
+    fn ending(&self) -> Option<bool> {
         let both = self.turn();
         let untold = |opening: &Weak<Opening>| opening.strong_count() == 0 && !opening.ptr_eq(&Weak::new());
         let is_open = |file: &Weak<File>| file.strong_count() > 0;
         if untold(&both.reader) || untold(&both.writer) || both.ended.iter().any(is_open) {
-            return ENDING[0];
+            return Some(true);
         }
-        match both.ended.iter().all(|file| file.ptr_eq(&Weak::new())) {
-            true => Duration::ZERO,
-            false if error.is_passing() => ENDING[1],
-            false => ENDING[2],
+        both.ended.iter().any(|file| !file.ptr_eq(&Weak::new())).then_some(false)
+    }
+
+    /// It is not this process that has it: who asks again need not wait again.
+    fn forget(&self) {
+        let mut both = self.turn();
+        if both.ended.iter().all(|file| file.strong_count() == 0) {
+            both.ended = Default::default();
         }
     }
 
     /// Whether an opening, or the file of one that has ended, is there.
     pub fn is_open(&self) -> bool {
         let both = self.turn();
-        both.reader.strong_count() + both.writer.strong_count() > 0
+        // One that has ended is there until it has said so.
+        [&both.reader, &both.writer].iter().any(|opening| !opening.ptr_eq(&Weak::new()))
             || both.ended.iter().any(|file| file.strong_count() > 0)
     }
 

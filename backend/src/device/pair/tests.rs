@@ -280,3 +280,44 @@ fn one_who_writes_in_spite_of_a_reader_is_seen() {
     let seen = locks::intruder(&reader.file()).unwrap();
     assert!(seen.contains(&format!("process {} (", std::process::id())) && seen.contains("open for writing"), "{seen}");
 }
+
+#[test]
+fn what_is_closed_between_an_attempt_and_a_look_is_tried_again() {
+    let taken = || {
+        let reasons = vec!["it is mounted".to_owned()];
+        OpenError::Claimed { path: "x".into(), reasons, help: String::new(), passing: false }
+    };
+    for attempts in 1..10 {
+        let pair = Pair::default();
+        let file = tempfile::tempfile().unwrap();
+        let mut file = Some(Arc::new(file));
+        pair.turn().ended[0] = file.as_ref().map(Arc::downgrade).unwrap();
+        let mut tried = 0;
+        let tried = pair.after_our_own(|| {
+            tried += 1;
+            if file.is_none() {
+                return Ok(tried);
+            }
+            if tried == attempts {
+                file = None;
+            }
+            Err(taken())
+        });
+        assert_eq!(tried.unwrap(), attempts + 1);
+    }
+    // Nobody's here: there is nothing to wait for, and after a wait in vain there is nothing more.
+    let pair = Pair::default();
+    let refused = |pair: &Pair| {
+        let mut tried = 0;
+        let result = pair.after_our_own(|| -> Result<(), OpenError> {
+            tried += 1;
+            Err(taken())
+        });
+        assert!(result.is_err());
+        tried
+    };
+    assert_eq!(refused(&pair), 1);
+    pair.turn().ended[0] = Arc::downgrade(&Arc::new(tempfile::tempfile().unwrap()));
+    assert!(refused(&pair) > 1);
+    assert_eq!(refused(&pair), 1);
+}

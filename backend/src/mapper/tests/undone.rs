@@ -71,6 +71,15 @@ impl Bench {
         Registry::new().open(self.path(name).to_str().unwrap(), None, &component::Options::default()).is_ok()
     }
 
+    /// Waits until strangers may have these: threads of sockets, and the kernel, have them a moment longer.
+    fn are_free(&self, names: &[&str], when: &str) {
+        let begun = std::time::Instant::now();
+        while !names.iter().all(|name| self.is_free(name)) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{when}: a component is kept");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// What a request of the disk's target gives, or its errno; nothing where the disk has no target.
     pub fn does(&self, action: Action, at: u64, fill: u8) -> Option<Result<Vec<u8>, i32>> {
         let started = self.mapper.started().into_iter().find(|started| started.name == "disk").unwrap();
@@ -154,7 +163,7 @@ fn a_table_that_cannot_be_kept_leaves_everything_to_the_one_before() {
         assert!(info.suspended && info.live && !info.inactive, "{when}: {info:?}");
         assert!(!mapper.info(&named("top")).unwrap().suspended, "{when}");
         assert_eq!(table(mapper, "disk", false), shown, "{when}");
-        assert!(new.iter().all(|name| bench.is_free(name)), "{when}: the new table's components are kept");
+        bench.are_free(new, &when);
         // It goes on.
         resume(mapper, "disk").unwrap();
         bench.reads(16, 1, &when);
@@ -174,12 +183,7 @@ fn a_table_that_cannot_be_kept_leaves_everything_to_the_one_before() {
         for name in ["top", "disk"] {
             mapper.remove(&Remove { which: named(name), ..Remove::default() }, &Patient).unwrap();
         }
-        // The threads of their sockets have them a moment longer.
-        let begun = std::time::Instant::now();
-        while !["a", "b", "c", "d"].iter().all(|name| bench.is_free(name)) {
-            assert!(begun.elapsed() < Duration::from_secs(20), "{when}: a component is kept");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        bench.are_free(&["a", "b", "c", "d"], &when);
     }
 }
 
@@ -198,7 +202,7 @@ fn a_first_table_that_cannot_be_kept_leaves_its_components_to_others() {
         let info = mapper.info(&named("disk")).unwrap();
         assert!(!info.suspended && !info.live && !info.inactive, "{after}: {info:?}");
         assert!(!bench.has_socket("disk"), "{after}");
-        assert!(["a", "b", "c", "d"].iter().all(|name| bench.is_free(name)), "{after}: a component is kept");
+        bench.are_free(&["a", "b", "c", "d"], after);
         // Another device may have what this one's targets took up.
         made(mapper, "other", &bench.table(after));
         mapper.remove(&Remove { which: named("other"), ..Remove::default() }, &Patient).unwrap();
