@@ -149,6 +149,7 @@ impl Mapper {
             });
             drop(devices);
             disk.iter().for_each(|disk| self.end_life(minor, disk));
+            self.unserve(minor);
             let mut devices = self.devices();
             let gone = devices.all.remove(&minor);
             let lowers: Vec<u32> = gone.iter().flat_map(|d| d.active.iter().flat_map(|table| table.lowers())).collect();
@@ -159,9 +160,17 @@ impl Mapper {
             self.free.notify_all();
             if let Some(device) = gone {
                 log::info!("{}: removed, as its last user has left", device.disk.name());
-                discard(device);
+                device.events.end();
             }
             lowers.into_iter().for_each(|lower| self.left(lower));
+        }
+    }
+
+    /// Takes a device's socket away while its name is not free: who makes another of that name would find it.
+    fn unserve(&self, minor: u32) {
+        let serving = self.devices().all.get_mut(&minor).and_then(|device| device.serving.take());
+        if let Some(serving) = serving {
+            serving.server.close();
         }
     }
 
@@ -208,6 +217,7 @@ impl Mapper {
         drop(devices);
         // No verb has it, nor its number, before its targets have said their last words.
         self.end_life(minor, &disk);
+        self.unserve(minor);
         let mut devices = self.devices();
         let gone = devices.all.remove(&minor);
         // Another may have the number soon.
@@ -219,7 +229,7 @@ impl Mapper {
             log::error!("the device is removed, but a loss of power may bring it back: {error}");
         }
         drop(claim);
-        gone.into_iter().for_each(discard);
+        gone.into_iter().for_each(|device| device.events.end());
         lowers.into_iter().for_each(|lower| self.left(lower));
         Ok(Removed { deferred: false })
     }
@@ -251,13 +261,6 @@ impl Mapper {
     /// The sockets that were made are removed.
     pub fn remove_sockets(&self) {
         self.devices().all.values_mut().for_each(|device| device.serving = None);
-    }
-}
-
-fn discard(device: super::device::Device) {
-    device.events.end();
-    if let Some(serving) = &device.serving {
-        serving.server.close();
     }
 }
 
