@@ -27,3 +27,20 @@ pub fn skip(name: &str, why: &str) {
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
+
+/// Whether guest memory can be pinned here (`--register-memory`): the kernel can, and this process may pin 2 GiB.
+pub fn can_pin_memory() -> bool {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let release = read("/proc/sys/kernel/osrelease");
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    // 6.12 to 6.15 put data in the wrong place in some of their releases.
+    let able = version >= (5, 19) && !((6, 12)..(6, 16)).contains(&version);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    let capabilities = read("/proc/self/status");
+    let capabilities = capabilities.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap_or_default();
+    let lock = u64::from_str_radix(capabilities.trim(), 16).is_ok_and(|set| set >> 14 & 1 == 1);
+    // Capabilities in a user namespace of its own do not count.
+    let whole = read("/proc/self/uid_map").split_whitespace().eq(["0", "0", "4294967295"]);
+    able && (limit.is_none_or(|limit| limit >= 2 << 30) || lock && whole)
+}

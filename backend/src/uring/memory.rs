@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use io_uring::{IoUring, opcode, squeue, types};
 
@@ -20,7 +20,10 @@ use crate::limit::Limiter;
 use crate::limited;
 
 /// Bytes of a piece: about 4 ms of work for the kernel where pages are small.
+#[cfg(not(test))]
 const PIECE: usize = 64 << 20;
+#[cfg(test)]
+const PIECE: usize = 1 << 20;
 /// Most pieces of a ring; memory past them is used by address.
 const PIECES: u16 = 4096;
 /// In place of a number: not registered.
@@ -34,7 +37,22 @@ pub(super) struct Memory {
     free: Vec<u16>,
     // The kernel takes lists of slices of registered memory (Linux 6.15).
     pub lists: bool,
-    limiter: Limiter,
+}
+
+/// For all rings: whoever connects again and again makes new ones.
+static LIMITER: LazyLock<Limiter> = LazyLock::new(Limiter::default);
+
+/// Whether a kernel of this release puts transfers by registered memory in the wrong place where it found large pages that do
+/// not begin at the memory's address (CVE-2025-40216: mended in 6.12.36 and 6.15.5). Releases of distributions that say less
+/// count as affected.
+fn misplaces(release: &str) -> bool {
+    let mut numbers = release.split(['.', '-', '+', '~']).map_while(|part| part.parse::<u32>().ok());
+    match (numbers.next(), numbers.next(), numbers.next().unwrap_or(0)) {
+        (Some(6), Some(12), patch) => patch < 36,
+        (Some(6), Some(13 | 14), _) => true,
+        (Some(6), Some(15), patch) => patch < 5,
+        _ => false,
+    }
 }
 
 /// A generation of guest memory, and how many queues are in it. It is mapped at least as long as it is known here: nothing
@@ -64,22 +82,33 @@ enum Todo {
 }
 
 impl Memory {
-    /// Makes room in a ring that does not run yet.
+    /// Makes room in a ring that does not run yet; nothing where this kernel does not do right by it.
     ///
     /// # Errors
     /// The kernel's: it has no tables that are filled later (before Linux 5.19), or no memory.
-    pub fn new(ring: &IoUring, lists: bool) -> io::Result<Memory> {
-        ring.submitter()
-            .register_buffers_sparse(u32::from(PIECES))
-            .map_err(|error| io::Error::new(error.kind(), format!("--register-memory needs Linux 5.19: {error}")))?;
-        Ok(Memory {
+    pub fn new(ring: &IoUring, lists: bool) -> io::Result<Option<Memory>> {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        if misplaces(release.trim_end()) {
+            limited!(
+                LIMITER,
+                warn,
+                "--register-memory: Linux {} may put data in the wrong place (CVE-2025-40216), so guest memory is used \
+                 without; Linux 6.12.36, 6.15.5 and later do not",
+                release.trim_end()
+            );
+            return Ok(None);
+        }
+        ring.submitter().register_buffers_sparse(u32::from(PIECES)).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => io::Error::new(error.kind(), format!("--register-memory needs Linux 5.19: {error}")),
+            _ => error,
+        })?;
+        Ok(Some(Memory {
             regions: Vec::new(),
             guests: Vec::new(),
             todo: VecDeque::new(),
             free: (0..PIECES).rev().collect(),
             lists,
-            limiter: Limiter::default(),
-        })
+        }))
     }
 
     /// One more queue is in `guest`.
@@ -91,7 +120,7 @@ impl Memory {
         self.guests.push(Known { guest: guest.clone(), users: 1 });
         if let Some((size, allocated)) = guest.missing() {
             limited!(
-                self.limiter,
+                LIMITER,
                 warn,
                 "--register-memory: of {size} bytes of guest memory only {allocated} have been allocated, so it is used \
                  without; have the front end allocate it first (QEMU: prealloc=on, cloud-hypervisor: prefault=on), and give \
@@ -106,6 +135,7 @@ impl Memory {
             self.todo.extend(pieces.map(|piece| Todo::Register { guest: guest.clone(), piece }));
             self.regions.push(Region { guest: guest.clone(), begin, end: begin + region.len(), numbers });
         }
+        self.regions.sort_unstable_by_key(|region| region.begin);
     }
 
     /// One less. No command of it may be under way.
@@ -166,7 +196,7 @@ impl Memory {
             self.free.push(number);
             self.forget(guest);
             limited!(
-                self.limiter,
+                LIMITER,
                 warn,
                 "--register-memory: the kernel does not pin guest memory: {error}{}; it is used without",
                 what_helps(&error)
@@ -181,7 +211,7 @@ impl Memory {
         if !self.todo.iter().any(|todo| matches!(todo, Todo::Register { .. })) {
             let pieces =
                 self.regions.iter().flat_map(|region| &region.numbers).filter(|number| **number != NONE).count();
-            limited!(self.limiter, info, "guest memory is registered, in {pieces} pieces");
+            limited!(LIMITER, info, "guest memory is registered, in {pieces} pieces");
         }
     }
 
@@ -204,7 +234,8 @@ impl Memory {
     #[inline]
     fn number_of(&self, slice: &HostSlice) -> Option<u16> {
         let begin = slice.addr();
-        let region = self.regions.iter().find(|region| region.has(begin))?;
+        let index = self.regions.partition_point(|region| region.begin <= begin).checked_sub(1)?;
+        let region = self.regions.get(index).filter(|region| region.has(begin))?;
         let first = (begin - region.begin) / PIECE;
         let last = (begin - region.begin + slice.len().max(1) - 1) / PIECE;
         let number = *region.numbers.get(first)?;
@@ -251,8 +282,8 @@ impl Region {
 fn what_helps(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOMEM | libc::EPERM) => {
-            " (RLIMIT_MEMLOCK must be as large as the guests' memory for each worker that serves them: `ulimit -l`, \
-             LimitMEMLOCK= in systemd)"
+            " (RLIMIT_MEMLOCK counts all processes of a user, and must be as large as the guests' memory for each worker that \
+             serves them, and their rings: `ulimit -l`, LimitMEMLOCK= in systemd)"
         }
         Some(libc::EOPNOTSUPP | libc::EFAULT) => {
             " (memory in a file can be pinned on tmpfs and hugetlbfs, as memfd is)"
@@ -310,7 +341,7 @@ mod tests {
 
     #[test]
     fn bytes_are_the_same_with_and_without_it() {
-        let guest = guest(2 * PIECE + (2 << 20), 2 * PIECE + (2 << 20));
+        let guest = guest(4 * PIECE, 4 * PIECE);
         let at = |gpa, len| guest.contiguous(gpa, len).unwrap();
         let high = 1u64 << 32;
         let lists: &[(&[HostSlice], bool)] = &[
@@ -357,9 +388,21 @@ mod tests {
     }
 
     #[test]
+    fn kernels_that_misplace_data_are_known() {
+        for bad in ["6.12.0", "6.12.35-1-lts", "6.13.7", "6.14.0-29-generic", "6.15.4", "6.15-rc1", "6.12.0+deb13"] {
+            assert!(misplaces(bad), "{bad}");
+        }
+        for good in
+            ["6.12.36", "6.12.48+deb13-amd64", "6.15.5", "6.16.0-rc1", "6.18.44-fc", "6.1.0-13", "5.15.0", "7.0.1", ""]
+        {
+            assert!(!misplaces(good), "{good}");
+        }
+    }
+
+    #[test]
     fn it_is_registered_as_long_as_a_queue_is_in_it() {
         let mut ring = Uring::new(true).unwrap();
-        let (one, other) = (guest(4 << 20, 4 << 20), guest(4 << 20, 4 << 20));
+        let (one, other) = (guest(1 << 20, 1 << 20), guest(1 << 20, 1 << 20));
         for known in [&one, &other, &one] {
             ring.add_memory(known);
         }

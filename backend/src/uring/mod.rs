@@ -135,7 +135,8 @@ impl Uring {
             .setup_cqsize(COMPLETIONS)
             .dontfork()
             .build(ENTRIES)
-            .or_else(|_| IoUring::builder().setup_r_disabled().setup_cqsize(COMPLETIONS).dontfork().build(ENTRIES))?;
+            .or_else(|_| IoUring::builder().setup_r_disabled().setup_cqsize(COMPLETIONS).dontfork().build(ENTRIES))
+            .map_err(what_helps)?;
         // The kernel refuses a restriction to an operation that it does not know; to ask for one then fails, which is right.
         let support = support();
         let known = |code: &u8| match *code {
@@ -154,7 +155,10 @@ impl Uring {
         ring.submitter().register_restrictions(&mut allowed)?;
         // Without the table (RLIMIT_NOFILE below its size) files are used by descriptor.
         let fixed = ring.submitter().register_files_sparse(FIXED_FILES).is_ok();
-        let memory = registers.then(|| Memory::new(&ring, support.lists).map(Box::new)).transpose()?;
+        let memory = match registers {
+            true => Memory::new(&ring, support.lists)?.map(Box::new),
+            false => None,
+        };
         ring.submitter().register_enable_rings()?;
         Ok(Uring {
             memory,
@@ -344,6 +348,19 @@ impl Uring {
             }
         };
         if fixed { entry.flags(squeue::Flags::FIXED_FILE) } else { entry }
+    }
+}
+
+/// Kernels count rings among what a user's processes lock (about 90 KiB each here).
+fn what_helps(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => io::Error::new(
+            error.kind(),
+            format!(
+                "{error}; without CAP_IPC_LOCK, RLIMIT_MEMLOCK limits the rings of all processes of a user (`ulimit -l`)"
+            ),
+        ),
+        _ => error,
     }
 }
 

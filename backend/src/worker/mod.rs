@@ -281,7 +281,7 @@ impl<E: Engine> Core<E> {
         self.ending && !self.jobs.any()
     }
 
-    /// One turn: new requests in, at most one system call, completions out. Where there is nothing to do it looks again
+    /// One turn: new requests in, one system call or a few, completions out. Where there is nothing to do it looks again
     /// for a while, or sleeps.
     #[inline]
     pub(crate) fn turn(&mut self) -> io::Result<()> {

@@ -26,7 +26,7 @@ fn serve(world: &World, rng: &mut Rng) -> (Daemon, Vec<PathBuf>, tempfile::TempD
     // Without O_DIRECT, and without the shortcut for files in memory, the same requests go another way.
     let cache = if rng.bool() { "--cache=auto" } else { "--cache=buffered" }.to_owned();
     // The same bytes, by other operations.
-    let registered = rng.bool().then(|| "--register-memory".to_owned());
+    let registered = (rng.bool() && skip::can_pin_memory()).then(|| "--register-memory".to_owned());
     if let [_] = world.devices.as_slice() {
         fs::write(&table, world.table(0).join("\n") + "\n").expect("write the table");
         let socket = dir.path().join("socket");

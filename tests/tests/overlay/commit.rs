@@ -108,10 +108,12 @@ fn a_commit_that_is_killed_goes_on() {
 
 /// Whether a process still runs when something is so.
 fn runs_until(process: &mut Daemon, is: impl Fn() -> bool) -> bool {
+    let started = std::time::Instant::now();
     while !is() {
         if !process.is_running() {
             return false;
         }
+        assert!(started.elapsed() < Duration::from_secs(120), "the commit hangs");
         std::thread::sleep(Duration::from_millis(1));
     }
     process.is_running()
