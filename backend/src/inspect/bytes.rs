@@ -45,6 +45,34 @@ impl Bytes for Window<'_> {
     }
 }
 
+/// Something whose beginning, where most marks are, has been read at once.
+pub(crate) struct Begun<'a> {
+    bytes: &'a dyn Bytes,
+    begin: Vec<u8>,
+}
+
+impl<'a> Begun<'a> {
+    /// Reads `len` bytes. Where not all of them can be read, none is kept: a part of them may do.
+    pub fn new(bytes: &'a dyn Bytes, len: usize) -> Begun<'a> {
+        let mut begin = vec![0; len];
+        if bytes.read(0, &mut begin).is_err() {
+            begin.clear();
+        }
+        Begun { bytes, begin }
+    }
+}
+
+impl Bytes for Begun<'_> {
+    fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let from = usize::try_from(at).ok().and_then(|at| self.begin.get(at..)?.get(..buf.len()));
+        match from {
+            Some(from) => buf.copy_from_slice(from),
+            None => self.bytes.read(at, buf)?,
+        }
+        Ok(())
+    }
+}
+
 /// Something of a known size that is being looked at.
 #[derive(Clone, Copy)]
 pub(crate) struct Medium<'a> {

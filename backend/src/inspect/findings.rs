@@ -1,7 +1,7 @@
 //! What speaks against making a disk of pieces.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -106,13 +106,13 @@ pub fn findings(pieces: &[Piece]) -> Vec<Finding> {
         .map(|piece| (piece, surveys.get(&(piece.path.clone(), piece.number)).and_then(Option::as_ref)))
         .collect();
     let mut all = Vec::new();
-    let mut told = BTreeSet::new();
+    let (mut told, mut labels) = (BTreeSet::new(), HashMap::new());
     for (piece, survey) in known.iter().filter_map(|(piece, survey)| Some((piece, (*survey)?))) {
         // A device in use is that once, in however many pieces.
         if told.insert((&piece.path, piece.number, piece.write)) {
             in_use(piece, survey, &mut all);
         }
-        on_label(piece, survey, &mut all);
+        on_label(piece, survey, &mut labels, &mut all);
     }
     overlaps(&known, &mut all);
     for (piece, survey) in known.iter().take(MOST_LOOKS) {
@@ -160,13 +160,20 @@ fn in_use(piece: &Piece, survey: &Survey, all: &mut Vec<Finding>) {
 }
 
 /// dm(4) of NetBSD: who maps a whole disk must leave its disklabel alone.
-fn on_label(piece: &Piece, survey: &Survey, all: &mut Vec<Finding>) {
+fn on_label<'a>(
+    piece: &Piece,
+    survey: &'a Survey,
+    labels: &mut HashMap<&'a Path, Option<Contents>>,
+    all: &mut Vec<Finding>,
+) {
     // Where the disk is passed on as it is, the label is the guest's own.
     if !piece.write || survey.whole.is_some() || piece.at == piece.start {
         return;
     }
     let Some(size) = survey.size.map(|size| size.bytes()) else { return };
-    let Ok(label) = look_at_path(&survey.path, 0, size) else { return };
+    // Once for each disk, in however many pieces.
+    let label = labels.entry(&survey.path).or_insert_with(|| look_at_path(&survey.path, 0, size).ok());
+    let Some(label) = label else { return };
     let end = piece.start.saturating_add(piece.len);
     let backup = label.kind == Kind::Gpt && end > (size / 512).saturating_sub(label.reserved - 1);
     let (where_, help) = if piece.start < label.reserved {

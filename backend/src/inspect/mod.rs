@@ -27,7 +27,7 @@ use std::path::Path;
 use serde::Serialize;
 
 pub use assembled::Assembled;
-use bytes::Medium;
+use bytes::{Begun, Medium};
 pub use bytes::{Bytes, Window};
 pub use findings::{Finding, IDS, Inside, Piece, Severity, findings, force};
 pub use layout::{Layout, Part};
@@ -220,14 +220,17 @@ const MARKED: u64 = 68 << 10;
 /// # Errors
 /// The reader's. That nothing is recognised is none.
 pub fn look(reader: &dyn Bytes, size: u64) -> io::Result<Contents> {
-    let medium = Medium { bytes: reader, size };
+    let begin = Begun::new(reader, size.min(MARKED) as usize);
+    let medium = Medium { bytes: &begin, size };
     for probe in PROBES {
         if let Some(contents) = probe(&medium)? {
             return Ok(contents);
         }
     }
     let begin = medium.get(0, size.min(MARKED) as usize)?.unwrap_or_default();
-    Ok(Contents::of(if begin.iter().all(|byte| *byte == 0) { Kind::Blank } else { Kind::Unknown }))
+    let zeroes = [0; 4096];
+    let blank = begin.chunks(zeroes.len()).all(|chunk| zeroes.get(..chunk.len()) == Some(chunk));
+    Ok(Contents::of(if blank { Kind::Blank } else { Kind::Unknown }))
 }
 
 /// What `len` bytes at byte `at` of a file or block device contain. It is opened for reading, without locks, and only for

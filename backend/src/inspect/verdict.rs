@@ -88,11 +88,16 @@ pub fn judge(file: &TableFile, started: Result<(Vec<Started>, Vec<String>), Diag
     verdict
 }
 
+/// Pieces of a disk up to which a process looks into them before it serves it: longer tables are not put together of
+/// partitions by hand, and it is not to be late for them. [`judge`] looks into them.
+const MOST_PIECES: usize = 256;
+
 /// What a process that serves the table file warns of: what [`judge`] finds in the components, once each. What others claim has
 /// been refused or warned of, as have sectors that are reached in two ways.
 pub fn doubts(file: &TableFile, started: &[Started], read_only: bool) -> Vec<String> {
     let mut all = findings(&components(file, read_only, false));
-    for device in started.iter().filter(|device| device.top) {
+    let is_short = |device: &&Started| device.disk.chain().map.segments() <= MOST_PIECES;
+    for device in started.iter().filter(|device| device.top).filter(is_short) {
         let described = described(device);
         all.extend(findings(&described.layout.pieces(&device.name, !described.read_only)));
     }

@@ -376,3 +376,29 @@ fn a_kick_descriptor_may_go_and_come_back() {
     drop(vmm);
     served.daemon.stop();
 }
+
+/// What a process has read so far, by whatever read(2), in bytes.
+fn has_read(served: &Served) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{}/io", served.daemon.pid())).expect("the daemon runs");
+    let line = io.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("rchar");
+    line.parse().expect("a number")
+}
+
+#[test]
+fn a_long_table_is_served_before_its_pieces_are_looked_into() {
+    const LINES: usize = 10_000;
+    let piece = Piece::new(LINES * 8);
+    let line = |n: usize| format!("{} 8 linear {} {}\n", n * 8, piece.name(), (n * 7919 % LINES) * 8);
+    let table: String = (0..LINES).map(line).collect();
+    let mut served = Served::table(&table, &[]);
+    drop(served.daemon.connect(&served.socket));
+    let read = has_read(&served);
+    assert!(read < 4 << 20, "{read} bytes were read for a table of {}", table.len());
+    served.daemon.stop();
+    // A short one is looked into, a few times for each line at most.
+    let mut served = Served::table(&(0..100).map(line).collect::<String>(), &[]);
+    drop(served.daemon.connect(&served.socket));
+    let read = has_read(&served);
+    assert!((100 * 4096..4 << 20).contains(&read), "{read} bytes were read for 100 pieces of 4 KiB");
+    served.daemon.stop();
+}
