@@ -33,7 +33,7 @@ fn describe(text: &mut String, device: &Started) {
         human(bytes),
         limits.logical_block
     );
-    for line in device.table.lines() {
+    for line in device.table().lines() {
         let _ = writeln!(text, "  {line}");
     }
     let _ = writeln!(

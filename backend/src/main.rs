@@ -169,10 +169,13 @@ fn serve(args: &Args) -> Result<(), String> {
     let mapper = Mapper::new(settings, Registry::patient(patience), Arc::new(args.load.pool()), state);
     let mut overlaid = start(&mapper, args)?;
     let (device, serial) = (args.load.device.as_deref(), args.load.serial.is_some());
-    let started = mapper.started();
-    let places =
-        place::places(&args.listen, &passed, device, serial, &started).map_err(|e| format!("vhost-user-dm: {e}"))?;
-    let places = places.into_iter().map(|(index, place)| (started[index].minor, place)).collect();
+    let places = {
+        // Not kept while it serves: it holds what is started, and the tables, which may be exchanged.
+        let started = mapper.started();
+        let places = place::places(&args.listen, &passed, device, serial, &started);
+        let places = places.map_err(|e| format!("vhost-user-dm: {e}"))?;
+        places.into_iter().map(|(index, place)| (started[index].minor, place)).collect()
+    };
     mapper.activate_all().map_err(|e| format!("vhost-user-dm: {e}"))?;
     mapper.serve_all(places).map_err(|e| format!("vhost-user-dm: {e}"))?;
     overlaid.stay();

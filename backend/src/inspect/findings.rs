@@ -1,7 +1,8 @@
 //! What speaks against making a disk of pieces.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -92,28 +93,54 @@ pub struct Piece {
     pub inside: Inside,
 }
 
+/// What is known of a component: looked up once, in however many pieces it is.
+pub(super) struct Known {
+    survey: Survey,
+    /// Of the whole of it; nothing where that cannot be read.
+    label: OnceCell<Option<Contents>>,
+}
+
+impl Known {
+    /// Nothing where it cannot be found: opening it will say why.
+    pub(super) fn of(text: &str, number: Option<(u64, u64)>) -> Option<Known> {
+        Some(Known { survey: survey(text, number).ok()?, label: OnceCell::new() })
+    }
+}
+
+/// Sectors of a component that are to be part of a disk: those of a [`Piece`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    pub start: u64,
+    pub len: u64,
+    pub at: u64,
+    pub write: bool,
+}
+
 /// What speaks against a disk of these pieces: the worst first, then in the order of the pieces.
 ///
 /// A piece that cannot be found or read has no findings: opening it will say why.
 pub fn findings(pieces: &[Piece]) -> Vec<Finding> {
-    let mut surveys = HashMap::new();
+    let mut components = HashMap::new();
     for piece in pieces.iter().filter(|piece| !piece.path.as_os_str().is_empty()) {
-        let survey = || survey(piece.path.to_str()?, piece.number).ok();
-        surveys.entry((piece.path.clone(), piece.number)).or_insert_with(survey);
+        let known = || Known::of(piece.path.to_str()?, piece.number);
+        components.entry((&piece.path, piece.number)).or_insert_with(known);
     }
-    let known: Vec<(&Piece, Option<&Survey>)> = pieces
+    let known: Vec<(&Piece, Option<&Known>)> = pieces
         .iter()
-        .map(|piece| (piece, surveys.get(&(piece.path.clone(), piece.number)).and_then(Option::as_ref)))
+        .map(|piece| (piece, components.get(&(&piece.path, piece.number)).and_then(Option::as_ref)))
         .collect();
     let mut all = Vec::new();
-    let (mut told, mut labels) = (BTreeSet::new(), HashMap::new());
-    for (piece, survey) in known.iter().filter_map(|(piece, survey)| Some((piece, (*survey)?))) {
+    let mut told = BTreeSet::new();
+    for (piece, known) in known.iter().filter_map(|(piece, known)| Some((piece, (*known)?))) {
         // A device in use is that once, in however many pieces.
         if told.insert((&piece.path, piece.number, piece.write)) {
-            in_use(piece, survey, &mut all);
+            in_use(piece, &known.survey, &mut all);
         }
-        on_label(piece, survey, &mut labels, &mut all);
+        let extent = Extent { start: piece.start, len: piece.len, at: piece.at, write: piece.write };
+        all.extend(on_label(extent, known, &|| piece.name.clone()));
     }
+    let known: Vec<(&Piece, Option<&Survey>)> =
+        known.into_iter().map(|(piece, known)| (piece, known.map(|known| &known.survey))).collect();
     overlaps(&known, &mut all);
     for (piece, survey) in known.iter().take(MOST_LOOKS) {
         let contents = match (&piece.inside, survey) {
@@ -159,37 +186,31 @@ fn in_use(piece: &Piece, survey: &Survey, all: &mut Vec<Finding>) {
     }
 }
 
-/// dm(4) of NetBSD: who maps a whole disk must leave its disklabel alone.
-fn on_label<'a>(
-    piece: &Piece,
-    survey: &'a Survey,
-    labels: &mut HashMap<&'a Path, Option<Contents>>,
-    all: &mut Vec<Finding>,
-) {
+/// dm(4) of NetBSD: who maps a whole disk must leave its disklabel alone. `name` is what messages call the piece.
+pub(super) fn on_label(extent: Extent, known: &Known, name: &dyn Fn() -> String) -> Option<Finding> {
+    let survey = &known.survey;
     // Where the disk is passed on as it is, the label is the guest's own.
-    if !piece.write || survey.whole.is_some() || piece.at == piece.start {
-        return;
+    if !extent.write || survey.whole.is_some() || extent.at == extent.start {
+        return None;
     }
-    let Some(size) = survey.size.map(|size| size.bytes()) else { return };
-    // Once for each disk, in however many pieces.
-    let label = labels.entry(&survey.path).or_insert_with(|| look_at_path(&survey.path, 0, size).ok());
-    let Some(label) = label else { return };
-    let end = piece.start.saturating_add(piece.len);
+    let size = survey.size?.bytes();
+    let label = known.label.get_or_init(|| look_at_path(&survey.path, 0, size).ok()).as_ref()?;
+    let end = extent.start.saturating_add(extent.len);
     let backup = label.kind == Kind::Gpt && end > (size / 512).saturating_sub(label.reserved - 1);
-    let (where_, help) = if piece.start < label.reserved {
+    let (where_, help) = if extent.start < label.reserved {
         let help = format!("begin at sector {} of it at least, or take one of its partitions", label.reserved);
-        (format!("sectors {}..{}", piece.start, label.reserved), help)
+        (format!("sectors {}..{}", extent.start, label.reserved), help)
     } else if backup && label.reserved > 0 {
         ("the sectors at the end with the backup".into(), "end before them, or take one of its partitions".to_owned())
     } else {
-        return;
+        return None;
     };
-    all.push(Finding {
+    Some(Finding {
         id: "label-area",
         severity: Severity::Refuse,
-        text: format!("{}: a guest could write the {} of that disk in {where_}", piece.name, label.kind.name()),
+        text: format!("{}: a guest could write the {} of that disk in {where_}", name(), label.kind.name()),
         help: Some(help),
-    });
+    })
 }
 
 /// A range of a medium, under the whole disk where it is a partition.

@@ -101,9 +101,10 @@ impl Layout {
 
     /// Its parts as pieces, for what their contents say against them.
     pub fn pieces(&self, name: &str, write: bool) -> Vec<Piece> {
-        let known = self.parts.iter().enumerate();
+        let rooms = self.rooms();
+        let known = self.parts.iter().zip(rooms);
         known
-            .filter_map(|(index, part)| {
+            .filter_map(|(part, room)| {
                 let contents = part.contents.clone()?;
                 let end = part.start + part.len;
                 let to = part.to.split(',').next().unwrap_or_default();
@@ -113,7 +114,7 @@ impl Layout {
                     len: part.len,
                     at: part.start,
                     write: write && !part.read_only,
-                    room: Some(self.room(index)),
+                    room: Some(room),
                     inside: Inside::Known(contents),
                     ..Piece::default()
                 })
@@ -121,20 +122,29 @@ impl Layout {
             .collect()
     }
 
-    /// Sectors that belong together from the beginning of a part on: up to the end of the partition that begins there, and
-    /// to where something else begins or where nothing can be kept.
-    fn room(&self, index: usize) -> u64 {
-        let Some(first) = self.parts.get(index) else { return 0 };
-        let goes_on = |part: &&Part| {
-            let begins = part.contents.as_ref().is_some_and(|its| !matches!(its.kind, Kind::Unknown | Kind::Blank));
-            let partition = part.partition.is_some();
-            matches!(part.target.as_str(), "linear" | "striped") && !begins && !partition
-        };
-        let rest = self.parts.get(index + 1..).unwrap_or_default().iter().take_while(goes_on);
-        let run = first.len + rest.map(|part| part.len).sum::<u64>();
-        let partitions = self.disk.iter().flat_map(|disk| &disk.partitions);
-        let own = partitions.filter(|partition| partition.start == first.start && !is_extended(partition));
-        own.map(|partition| partition.len).min().map_or(run, |len| run.min(len))
+    /// For each part the sectors that belong together from its beginning on: up to the end of the partition that begins there,
+    /// and to where something else begins or where nothing can be kept.
+    fn rooms(&self) -> Vec<u64> {
+        // From the end: what goes on belongs to all parts before it up to one that does not.
+        let mut rooms = Vec::with_capacity(self.parts.len());
+        let mut behind = 0;
+        for part in self.parts.iter().rev() {
+            let run = part.len + behind;
+            behind = if part.goes_on() { run } else { 0 };
+            let partitions = self.disk.iter().flat_map(|disk| &disk.partitions);
+            let own = partitions.filter(|partition| partition.start == part.start && !is_extended(partition));
+            rooms.push(own.map(|partition| partition.len).min().map_or(run, |len| run.min(len)));
+        }
+        rooms.reverse();
+        rooms
+    }
+}
+
+impl Part {
+    /// Whether it may belong to what begins before it.
+    fn goes_on(&self) -> bool {
+        let begins = self.contents.as_ref().is_some_and(|its| !matches!(its.kind, Kind::Unknown | Kind::Blank));
+        matches!(self.target.as_str(), "linear" | "striped") && !begins && self.partition.is_none()
     }
 }
 
@@ -147,4 +157,59 @@ fn named(disk: &Contents, start: u64) -> Option<String> {
     let partition = disk.partitions.iter().find(|partition| partition.start == start && !is_extended(partition))?;
     let name = partition.name.as_ref().map(|name| format!(" {name:?}")).unwrap_or_default();
     Some(format!("{}{name}", partition.number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the rule says it, part by part.
+    fn room(layout: &Layout, index: usize) -> u64 {
+        let first = &layout.parts[index];
+        let rest = layout.parts[index + 1..].iter().take_while(|part| part.goes_on());
+        let run = first.len + rest.map(|part| part.len).sum::<u64>();
+        let partitions = layout.disk.iter().flat_map(|disk| &disk.partitions);
+        let own = partitions.filter(|partition| partition.start == first.start && !is_extended(partition));
+        own.map(|partition| partition.len).min().map_or(run, |len| run.min(len))
+    }
+
+    #[test]
+    fn rooms_are_what_each_part_finds_for_itself() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let (mut shortened, mut longer) = (0, 0);
+        for parts in 0..200 {
+            let mut layout = Layout::default();
+            let mut disk = Contents::of(Kind::Mbr);
+            for _ in 0..parts {
+                let (start, len) = (layout.sectors, rng.u64(1..100));
+                let kind = [Kind::Unknown, Kind::Blank, Kind::Ext4][rng.usize(..3)];
+                let partition = Partition {
+                    number: 1,
+                    start,
+                    len: rng.u64(1..200),
+                    kind: ["83", "05"][rng.usize(..2)].into(),
+                    ..Partition::default()
+                };
+                let named = rng.u8(..8) == 0;
+                layout.parts.push(Part {
+                    start,
+                    len,
+                    target: ["linear", "linear", "linear", "striped", "error"][rng.usize(..5)].into(),
+                    to: String::new(),
+                    contents: rng.bool().then(|| Contents::of(kind)),
+                    partition: (named && !is_extended(&partition)).then(|| "1".into()),
+                    continues: false,
+                    read_only: false,
+                });
+                disk.partitions.extend(named.then_some(partition));
+                layout.sectors += len;
+            }
+            layout.disk = rng.bool().then_some(disk);
+            let naive: Vec<u64> = (0..parts).map(|index| room(&layout, index)).collect();
+            assert_eq!(layout.rooms(), naive, "{layout:?}");
+            shortened += naive.iter().zip(&layout.parts).filter(|(room, part)| **room < part.len).count();
+            longer += naive.iter().zip(&layout.parts).filter(|(room, part)| **room > part.len).count();
+        }
+        assert!(shortened > 50 && longer > 1000, "{shortened} {longer}");
+    }
 }

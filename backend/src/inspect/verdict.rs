@@ -1,13 +1,13 @@
 //! What `check` finds in a table file, and how it ends.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use dm_table::{DevRef, Device, Diagnostic, TableFile, Target};
+use dm_table::{DevRef, Diagnostic, Line, Sectors, TableFile, Target};
 use serde::Serialize;
 
-use super::findings::{Inside, Piece, Severity, findings, force};
+use super::findings::{Extent, Inside, Known, Piece, Severity, findings, force, on_label};
 use super::{Assembled, Finding, IDS, Layout};
 use crate::check;
 use crate::mapper::Started;
@@ -95,7 +95,7 @@ const MOST_PIECES: usize = 256;
 /// What a process that serves the table file warns of: what [`judge`] finds in the components, once each. What others claim has
 /// been refused or warned of, as have sectors that are reached in two ways.
 pub fn doubts(file: &TableFile, started: &[Started], read_only: bool) -> Vec<String> {
-    let mut all = findings(&components(file, read_only, false));
+    let mut all = on_labels(file, read_only);
     let is_short = |device: &&Started| device.disk.chain().map.segments() <= MOST_PIECES;
     for device in started.iter().filter(|device| device.top).filter(is_short) {
         let described = described(device);
@@ -127,41 +127,77 @@ fn described(started: &Started) -> Described {
     Described { name: started.name.clone(), block_size, read_only, components, layout }
 }
 
+/// What `findings` has of [`components`] that is warned of, without a list of them: it is in the way of a long table's start.
+fn on_labels(file: &TableFile, read_only: bool) -> Vec<Finding> {
+    let mut known = HashMap::new();
+    let mut all = Vec::new();
+    each_component(file, read_only, &mut |named| {
+        let component =
+            known.entry(&named.dev.text).or_insert_with(|| Known::of(&named.dev.text, named.dev.major_minor()));
+        let finding = component.as_ref().and_then(|known| on_label(named.extent, known, &|| named.name(file)));
+        all.extend(finding);
+    });
+    all
+}
+
+/// A component as a line names it.
+struct Named<'a> {
+    line: &'a Line,
+    dev: &'a DevRef,
+    extent: Extent,
+    /// It is all that the line consists of.
+    alone: bool,
+}
+
+impl Named<'_> {
+    fn name(&self, file: &TableFile) -> String {
+        let (number, _) = file.source.line_col(self.line.span.start);
+        format!("line {number} ({})", self.dev.text)
+    }
+}
+
 /// The components of all devices of a file, line by line; what they contain is looked at, or is not.
 pub(crate) fn components(file: &TableFile, read_only: bool, look: bool) -> Vec<Piece> {
-    let names: BTreeSet<String> = file.devices.iter().filter_map(Device::mapper_name).collect();
-    let is_ours = |dev: &DevRef| dev.mapper_name().and_then(dm_table::mangle).is_some_and(|name| names.contains(&name));
     let mut pieces = Vec::new();
+    each_component(file, read_only, &mut |named| {
+        let Extent { start, len, at, write } = named.extent;
+        pieces.push(Piece {
+            name: named.name(file),
+            path: Path::new(&named.dev.text).to_owned(),
+            number: named.dev.major_minor(),
+            start,
+            len,
+            at,
+            write,
+            room: None,
+            inside: if look && named.alone { Inside::Look } else { Inside::Skip },
+        });
+    });
+    pieces
+}
+
+/// Not those that are devices of the file themselves.
+fn each_component<'a>(file: &'a TableFile, read_only: bool, visit: &mut dyn FnMut(Named<'a>)) {
+    let names = file.mapper_names();
     for device in &file.devices {
+        let write = !(read_only || device.read_only);
         for line in &device.table.lines {
-            let (number, _) = file.source.line_col(line.span.start);
-            let mut add = |dev: &DevRef, start: u64, len: u64, look: bool| {
-                if is_ours(dev) {
-                    return;
+            let mut add = |dev: &'a DevRef, start: Sectors, len: u64, alone: bool| {
+                if names.get(dev).is_none() {
+                    let extent = Extent { start: start.get(), len, at: line.start.get(), write };
+                    visit(Named { line, dev, extent, alone });
                 }
-                pieces.push(Piece {
-                    name: format!("line {number} ({})", dev.text),
-                    path: Path::new(&dev.text).to_owned(),
-                    number: dev.major_minor(),
-                    start,
-                    len,
-                    at: line.start.get(),
-                    write: !(read_only || device.read_only),
-                    room: None,
-                    inside: if look { Inside::Look } else { Inside::Skip },
-                });
             };
             match &line.target {
-                Target::Linear(linear) => add(&linear.dev, linear.start.get(), line.len.get(), look),
+                Target::Linear(linear) => add(&linear.dev, linear.start, line.len.get(), true),
                 Target::Striped(striped) => {
                     let len = line.len.get() / (striped.stripes.len() as u64).max(1);
-                    striped.stripes.iter().for_each(|stripe| add(&stripe.dev, stripe.start.get(), len, false));
+                    striped.stripes.iter().for_each(|stripe| add(&stripe.dev, stripe.start, len, false));
                 }
                 _ => {}
             }
         }
     }
-    pieces
 }
 
 impl Verdict {
@@ -212,5 +248,39 @@ impl Verdict {
             "warned" if strict => ExitCode::from(WARNED),
             _ => ExitCode::SUCCESS,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use dm_table::{Format, Source, parse};
+
+    use super::*;
+
+    #[test]
+    fn what_is_warned_of_when_serving_is_what_check_finds_besides_claims_and_overlaps() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        // A master boot record, whose first partition begins at sector 2048.
+        let mut disk = vec![0; 4 << 20];
+        disk[446..462].copy_from_slice(&[0, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0]);
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        std::fs::write(path("disk"), &disk).unwrap();
+        std::fs::write(path("blank"), vec![0; 4 << 20]).unwrap();
+        let (disk, blank, gone) = (path("disk"), path("blank"), path("gone"));
+        let text = format!(
+            "0 8 linear {blank} 0\n8 8 linear {disk} 0\n16 8 linear {disk} 2048\n24 8 linear {disk} 1\n32 8 linear {gone} 1\n\
+             40 16 striped 2 8 {disk} 1 {blank} 8\n56 8 linear {blank} 0\n64 64 linear {disk} 64\n"
+        );
+        let file = parse(Arc::new(Source::new("t", text)), Format::Auto).unwrap();
+        let warned_of = on_labels(&file, false);
+        let mut found = findings(&components(&file, false, false));
+        found.retain(|finding| finding.id != "overlap");
+        assert_eq!(warned_of, found);
+        assert_eq!(warned_of.len(), 3, "{warned_of:?}");
+        assert!(warned_of[0].text.starts_with(&format!("line 2 ({disk}): ")), "{warned_of:?}");
+        assert_eq!(on_labels(&file, true), []);
     }
 }

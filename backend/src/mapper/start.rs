@@ -24,10 +24,16 @@ pub struct Started {
     pub socket: String,
     /// What is served of it.
     pub disk: Arc<Disk>,
-    /// Its table as its author wrote it.
-    pub table: String,
     /// No other device lies on it.
     pub top: bool,
+    live: Option<Arc<Table>>,
+}
+
+impl Started {
+    /// Its table as its author wrote it. Printed when asked for: a long one takes longer than all else that is known here.
+    pub fn table(&self) -> String {
+        self.live.as_ref().map(|table| table.written()).unwrap_or_default()
+    }
 }
 
 impl Mapper {
@@ -146,8 +152,8 @@ impl Mapper {
             name: device.disk.name(),
             socket: super::serve::socket_name(&device.name),
             disk: device.disk.clone(),
-            table: device.active.as_ref().map(|table| table.written()).unwrap_or_default(),
             top: devices.above(*minor, false).len() == 1,
+            live: device.active.clone(),
         };
         devices.all.iter().map(started).collect()
     }
