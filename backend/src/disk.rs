@@ -91,7 +91,7 @@ pub fn whole(path: &str, size: Sectors) -> TableFile {
     let target = Target::Linear(Linear { dev, start: Sectors::ZERO, start_span: span });
     let line =
         Line { start: Sectors::ZERO, len: size, target, span, start_span: span, len_span: span, type_span: span };
-    let table = Table { lines: vec![line] };
+    let table = Arc::new(Table { lines: vec![line] });
     TableFile {
         source: Arc::new(Source::new("--blk-file", path)),
         devices: vec![Device { name: None, name_span: span, uuid: None, minor: None, read_only: false, table }],

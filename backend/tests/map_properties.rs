@@ -39,7 +39,7 @@ impl Choices<'_> {
 #[derive(Default)]
 struct Stack {
     texts: Vec<String>,
-    tables: Vec<dm_table::Table>,
+    tables: Vec<Arc<dm_table::Table>>,
     maps: Vec<Arc<Map>>,
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::lexer::{self, Text};
 use crate::names::Names;
-use crate::plain::{load_table, scan_table};
+use crate::plain::read_table;
 use crate::table::{Device, TableFile};
 use crate::{DevRef, Diagnostic, Source, Span};
 
@@ -45,9 +45,9 @@ fn device(source: &Source, fields: &[Text<'_>; 5], names: &mut Names) -> Result<
         names.check_uuid(source, uuid, span)?;
     }
     // In dmsetup's order: it reads the table's text, has the device created, then loads the table into it.
-    let lines = scan_table(source, table, "")?;
+    let loading = read_table(source, table, "")?;
     names.claim(source, (name.as_str(), name_span), uuid)?;
-    let table = load_table(source, table, &lines)?;
+    let table = loading.load()?;
     let (name, uuid) = (Some(name.as_str().to_owned()), uuid.map(|(uuid, _)| uuid.to_owned()));
     Ok(Device { name, name_span, uuid, minor, read_only, table })
 }

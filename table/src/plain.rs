@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::lexer::{self, Text};
 use crate::line::{self, Place, RawLine};
 use crate::names::Names;
-use crate::table::{Device, Table};
+use crate::table::{Device, Line, Table};
 use crate::{Diagnostic, Sectors, Source, Span};
 
 /// The lines of `text` that hold something, without blanks around them, and their numbers from 1.
@@ -26,24 +27,49 @@ pub(crate) fn first_significant(text: &str) -> Option<Range<usize>> {
     significant(text).next().map(|(_, range)| range)
 }
 
-/// Reads all lines of one table before any is checked, as dmsetup does before it goes to the kernel.
-///
-/// `of` names the table in messages: a file's name, `on stdin`, or nothing.
-pub(crate) fn scan_table(source: &Source, text: &Text<'_>, of: &str) -> Result<Vec<RawLine>, Diagnostic> {
-    let place = |number| Place { number, of };
-    significant(text.as_str()).map(|(number, range)| line::scan(source, text, range, place(number))).collect()
+/// A table of which lines are being read. dmsetup reads all of them before it goes to the kernel: what the kernel refuses of
+/// one waits for what dmsetup refuses of a later one. No list of lines that are read and not checked, as a long one that is
+/// freed has malloc keep more of what is freed after it.
+pub(crate) struct Loading {
+    lines: Vec<Line>,
+    end: Sectors,
+    refused: Option<Diagnostic>,
 }
 
-/// Checks lines that were read from `text`, as the kernel does.
-pub(crate) fn load_table(source: &Source, text: &Text<'_>, raws: &[RawLine]) -> Result<Table, Diagnostic> {
-    let mut lines = Vec::with_capacity(raws.len());
-    let mut end = Sectors::ZERO;
-    for raw in raws {
-        let line = line::load(source, text, raw, end)?;
-        end = line.start.checked_add(line.len).unwrap_or(Sectors::MAX_DEVICE);
-        lines.push(line);
+impl Loading {
+    fn new() -> Loading {
+        Loading { lines: Vec::new(), end: Sectors::ZERO, refused: None }
     }
-    Ok(Table { lines })
+
+    fn add(&mut self, source: &Source, text: &Text<'_>, raw: &RawLine) {
+        if self.refused.is_some() {
+            return;
+        }
+        match line::load(source, text, raw, self.end) {
+            Ok(line) => {
+                self.end = line.start.checked_add(line.len).unwrap_or(Sectors::MAX_DEVICE);
+                self.lines.push(line);
+            }
+            Err(refused) => self.refused = Some(refused),
+        }
+    }
+
+    /// What the kernel says to it.
+    pub(crate) fn load(mut self) -> Result<Arc<Table>, Diagnostic> {
+        self.lines.shrink_to_fit();
+        self.refused.map_or_else(|| Ok(Arc::new(Table { lines: self.lines })), Err)
+    }
+}
+
+/// Reads all lines of one table; what is refused is what dmsetup does not read.
+///
+/// `of` names the table in messages: a file's name, `on stdin`, or nothing.
+pub(crate) fn read_table(source: &Source, text: &Text<'_>, of: &str) -> Result<Loading, Diagnostic> {
+    let mut loading = Loading::new();
+    for (number, range) in significant(text.as_str()) {
+        loading.add(source, text, &line::scan(source, text, range, Place { number, of })?);
+    }
+    Ok(loading)
 }
 
 /// A table's name in dmsetup's messages.
@@ -60,12 +86,12 @@ pub(crate) fn parse(source: &Source, guessed: bool) -> Result<Vec<Device>, Diagn
     if named {
         return parse_named(source, &text, of);
     }
-    let lines = scan_table(source, &text, of).map_err(|refusal| {
+    let loading = read_table(source, &text, of).map_err(|refusal| {
         let first = first.map_or("", |first| &text.as_str()[first]);
         let unreadable = guessed && lexer::scan_u64(first, 0).is_none() && !first.starts_with('\u{feff}');
         if unreadable { refusal.help("the concise form begins with name,uuid,minor,flags,table") } else { refusal }
     })?;
-    let table = load_table(source, &text, &lines)?;
+    let table = loading.load()?;
     let (name, name_span, uuid) = (None, Span::default(), None);
     Ok(vec![Device { name, name_span, uuid, minor: None, read_only: false, table }])
 }
@@ -74,7 +100,7 @@ pub(crate) fn parse(source: &Source, guessed: bool) -> Result<Vec<Device>, Diagn
 fn parse_named(source: &Source, text: &Text<'_>, of: &str) -> Result<Vec<Device>, Diagnostic> {
     let mut names = Names::default();
     let mut indices: HashMap<&str, usize> = HashMap::new();
-    let mut devices: Vec<(Range<usize>, Vec<RawLine>)> = Vec::new();
+    let mut devices: Vec<(Range<usize>, Loading)> = Vec::new();
     for (number, range) in significant(text.as_str()) {
         let place = Place { number, of };
         let Some((name, rest)) = split_name(text.as_str(), range.clone()) else {
@@ -85,19 +111,19 @@ fn parse_named(source: &Source, text: &Text<'_>, of: &str) -> Result<Vec<Device>
                 .help(line::NAMES_IN_FRONT));
         };
         let index = *indices.entry(&text.as_str()[name.clone()]).or_insert_with(|| {
-            devices.push((name.clone(), Vec::new()));
+            devices.push((name.clone(), Loading::new()));
             devices.len() - 1
         });
         if !rest.is_empty() {
-            devices[index].1.push(line::scan(source, text, rest, place)?);
+            devices[index].1.add(source, text, &line::scan(source, text, rest, place)?);
         }
     }
-    let load = |(name, raws): (Range<usize>, Vec<RawLine>)| {
+    let load = |(name, loading): (Range<usize>, Loading)| {
         let name_span = text.span(name.clone());
         let name = text.as_str()[name].to_owned();
         names.check(source, &name, name_span)?;
         names.claim(source, (&name, name_span), None)?;
-        let table = load_table(source, text, &raws)?;
+        let table = loading.load()?;
         Ok(Device { name: Some(name), name_span, uuid: None, minor: None, read_only: false, table })
     };
     devices.into_iter().map(load).collect()

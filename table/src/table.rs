@@ -40,8 +40,8 @@ pub struct Device {
     pub minor: Option<u32>,
     /// Whether it is to be served read-only.
     pub read_only: bool,
-    /// Its table.
-    pub table: Table,
+    /// Its table; shared, as it may have ten thousand lines and who serves it keeps it.
+    pub table: Arc<Table>,
 }
 
 impl Device {

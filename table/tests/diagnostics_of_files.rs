@@ -304,6 +304,26 @@ fn concise_tables() {
 }
 
 #[test]
+fn all_lines_are_read_before_one_is_checked() {
+    // As dmsetup does, for a table in the concise form, for all devices where each line has a name in front; and of what the
+    // kernel refuses the first counts.
+    for (text, at, reason) in [
+        ("0 8 nosuch\n8 0 zero\nx\n", 3, "Invalid format on line 3 of table disk.table."),
+        ("0 8 nosuch\n8 0 zero\n", 1, "nosuch: unknown target type"),
+        ("a: 0 8 nosuch\nb: 0 x zero\n", 2, "Invalid format on line 2 of table disk.table."),
+        ("a: 0 8 zero\nb: 0 8 nosuch\na: 8 0 zero\n", 3, "zero-length target"),
+        ("a,,,,0 8 nosuch,8 0 zero,x", 1, "Invalid format on line 3 of table ."),
+        ("a,,,,0 8 nosuch;b,,,,0 x zero", 1, "nosuch: unknown target type"),
+        // Between the two the device is created.
+        ("a,,,,0 8 zero;a,,,,0 8 nosuch", 1, "create ioctl on a  failed: Device or resource busy"),
+        ("a,,,,0 8 zero;a,,,,0 8 nosuch,x", 1, "Invalid format on line 2 of table ."),
+    ] {
+        let refusal = refused("disk.table", text, Format::Auto);
+        assert_eq!((refusal.line(), refusal.reason()), (at, reason), "{text}");
+    }
+}
+
+#[test]
 fn loops() {
     check_concise(
         "a,,,,0 8 linear /dev/mapper/a 0",

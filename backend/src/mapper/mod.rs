@@ -373,7 +373,7 @@ impl Mapper {
     fn build(
         &self,
         minor: u32,
-        text: (Arc<Source>, dm_table::Table),
+        text: (Arc<Source>, Arc<dm_table::Table>),
         read_only: bool,
         directory: Option<PathBuf>,
     ) -> Result<Table, dm_table::Diagnostic> {

@@ -72,7 +72,7 @@ pub(super) struct Ground<'a> {
 /// See the module's text.
 pub(super) struct Table {
     origin: Arc<Source>,
-    text: dm_table::Table,
+    text: Arc<dm_table::Table>,
     found: HashMap<String, Found>,
     // Where relative paths begin.
     directory: Option<PathBuf>,
@@ -91,7 +91,7 @@ pub(super) struct Table {
 impl Table {
     /// Finds and opens the devices of a table, and builds its map.
     pub fn build(
-        (origin, text): (Arc<Source>, dm_table::Table),
+        (origin, text): (Arc<Source>, Arc<dm_table::Table>),
         mapped: &Mapped,
         ground: &mut Ground<'_>,
     ) -> Result<Table, Diagnostic> {
@@ -271,7 +271,7 @@ impl Table {
     /// process as `lower` says.
     pub fn print(&self, lower: &dyn Fn(u32) -> String) -> Vec<Line> {
         let name = |dev: &DevRef| self.shown(dev, lower);
-        let mut text = self.text.clone();
+        let mut text = dm_table::Table::clone(&self.text);
         for line in &mut text.lines {
             if let Some(target) = self.map.own_target(line.start).and_then(|target| target.printed(&line.target)) {
                 line.target = target;

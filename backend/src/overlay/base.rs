@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use dm_table::{DevRef, Device, Table, TableFile};
+use dm_table::{DevRef, Device, TableFile};
 
 use super::OverlayError;
 use crate::chain::Chain;
@@ -62,7 +62,7 @@ pub(super) fn split(file: &TableFile, name: &str, device: Option<&str>, read_onl
     let base_name = base_name(file, &shown(chosen));
     let shown = dm_table::mangle(&shown(chosen)).unwrap_or_else(|| "disk".to_owned());
     let of_file = &file.devices[chosen];
-    let top = Device { table: Table::default(), ..of_file.clone() };
+    let top = Device { table: Arc::default(), ..of_file.clone() };
     let devices = needed.into_iter().map(|index| {
         let device = Device { read_only: read_only || file.devices[index].read_only, ..file.devices[index].clone() };
         match index == chosen {

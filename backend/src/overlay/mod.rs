@@ -367,7 +367,7 @@ fn over(split: &Split, store: &Store) -> TableFile {
     one_line(split, store, "snapshot", Target::Snapshot)
 }
 
-fn one_line(split: &Split, store: &Store, what: &str, target: impl FnOnce(Snapshot) -> Target) -> TableFile {
+fn one_line(split: &Split, store: &Store, what: &str, target: impl FnOnce(Box<Snapshot>) -> Target) -> TableFile {
     let mut text = format!("0 {} {what} ", split.sectors);
     let mut word = |word: &str| {
         let start = text.len();
@@ -382,7 +382,7 @@ fn one_line(split: &Split, store: &Store, what: &str, target: impl FnOnce(Snapsh
     let persistence_span = word(&store.persistence.to_string());
     let chunk_span = word(&store.chunk.to_string());
     let span = Span { start: 0, end: text.trim_end().len() };
-    let snapshot = Snapshot {
+    let snapshot = Box::new(Snapshot {
         origin,
         cow,
         persistence: store.persistence,
@@ -391,7 +391,7 @@ fn one_line(split: &Split, store: &Store, what: &str, target: impl FnOnce(Snapsh
         chunk_span,
         discard_zeroes_cow: false,
         discard_passdown_origin: false,
-    };
+    });
     let line = Line {
         start: Sectors::ZERO,
         len: Sectors::new(split.sectors),
@@ -401,7 +401,7 @@ fn one_line(split: &Split, store: &Store, what: &str, target: impl FnOnce(Snapsh
         len_span: span,
         type_span: span,
     };
-    let (name_span, table) = (Span { start: 0, end: 0 }, Table { lines: vec![line] });
+    let (name_span, table) = (Span { start: 0, end: 0 }, Arc::new(Table { lines: vec![line] }));
     let device = Device { name_span, table, read_only: false, ..split.top.clone() };
     TableFile { source: Arc::new(Source::new("--overlay", text.trim_end())), devices: vec![device] }
 }

@@ -167,7 +167,7 @@ fn table(split: &Split, runs: &[(u64, u64, u64)], cow: &str) -> TableFile {
     if at < split.sectors {
         add(at, split.sectors - at, &base, at);
     }
-    let device = Device { name_span: NOWHERE, table: Table { lines }, read_only: true, ..split.top.clone() };
+    let device = Device { name_span: NOWHERE, table: Arc::new(Table { lines }), read_only: true, ..split.top.clone() };
     TableFile { source: Arc::new(Source::new("--overlay", "")), devices: vec![device] }
 }
 

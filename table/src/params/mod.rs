@@ -81,8 +81,8 @@ pub(crate) struct Type {
 }
 
 macro_rules! targets {
-    ($( $(#[$doc:meta])* $variant:ident $(($held:ident))? : $params:path ),* $(,)?) => {
-        /// A target with its arguments.
+    ($( $(#[$doc:meta])* $variant:ident $(($held:ty))? : $params:path ),* $(,)?) => {
+        /// A target with its arguments: those that a long table has few of behind a box, as all take the room of the largest.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub enum Target {
             $( $(#[$doc])* $variant $(($held))?, )*
@@ -93,7 +93,7 @@ macro_rules! targets {
                 name: <$params as Params>::TYPE,
                 usage: <$params as Params>::USAGE,
                 construct: |args| {
-                    <$params as Params>::parse(args).map(|_held| targets!(@pack $variant, _held $(, $held)?))
+                    <$params as Params>::parse(args).map(|_held| targets!(@make $variant, _held $(, $held)?))
                 },
             }, )*
         ];
@@ -126,10 +126,12 @@ macro_rules! targets {
             }
         }
     };
+    (@make $variant:ident, $bind:ident) => { Target::$variant };
+    (@make $variant:ident, $bind:ident, $held:ty) => { Target::$variant($bind.into()) };
     (@pack $variant:ident, $bind:ident) => { Target::$variant };
-    (@pack $variant:ident, $bind:ident, $held:ident) => { Target::$variant($bind) };
+    (@pack $variant:ident, $bind:ident, $held:ty) => { Target::$variant($bind) };
     (@held $params:path, $bind:ident) => { $params };
-    (@held $params:path, $bind:ident, $held:ident) => { $bind };
+    (@held $params:path, $bind:ident, $held:ty) => { $bind };
 }
 
 targets! {
@@ -142,27 +144,27 @@ targets! {
     /// Fails every read and write.
     Error(ErrorTarget): error::ErrorTarget,
     /// Holds requests back for a time.
-    Delay(Delay): delay::Delay,
+    Delay(Box<Delay>): delay::Delay,
     /// Works for a time, fails for a time.
-    Flakey(Flakey): flakey::Flakey,
+    Flakey(Box<Flakey>): flakey::Flakey,
     /// Has bad blocks.
-    Dust(Dust): dust::Dust,
+    Dust(Box<Dust>): dust::Dust,
     /// One stripe out of a device that holds several.
-    Unstriped(Unstriped): unstriped::Unstriped,
+    Unstriped(Box<Unstriped>): unstriped::Unstriped,
     /// Regions of which each lies on one of several devices.
     Switch(Switch): switch::Switch,
     /// Shows a device of large blocks as one of small blocks.
-    Ebs(Ebs): ebs::Ebs,
+    Ebs(Box<Ebs>): ebs::Ebs,
     /// Logs what is written.
-    LogWrites(LogWrites): log_writes::LogWrites,
+    LogWrites(Box<LogWrites>): log_writes::LogWrites,
     /// A device as it was, with what is written kept elsewhere.
-    Snapshot(Snapshot): snapshot::Snapshot,
+    Snapshot(Box<Snapshot>): snapshot::Snapshot,
     /// A device that has snapshots.
     SnapshotOrigin(SnapshotOrigin): snapshot::SnapshotOrigin,
     /// A snapshot on its way back into its origin.
     SnapshotMerge(SnapshotMerge): snapshot::SnapshotMerge,
     /// The same data on several devices.
-    Mirror(Mirror): mirror::Mirror,
+    Mirror(Box<Mirror>): mirror::Mirror,
 }
 
 impl Target {

@@ -79,7 +79,7 @@ impl Snapshot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotMerge(
     /// The snapshot.
-    pub Snapshot,
+    pub Box<Snapshot>,
 );
 
 /// A device that has snapshots: what is written over goes to them first.
@@ -233,7 +233,7 @@ impl Params for SnapshotMerge {
                 .fault(2, SnapshotError::NoMerge)
                 .expected("P or PO: what is not kept on the device cannot be merged"));
         }
-        Ok(SnapshotMerge(snapshot))
+        Ok(SnapshotMerge(Box::new(snapshot)))
     }
 
     fn device(&self, n: usize) -> Option<&DevRef> {

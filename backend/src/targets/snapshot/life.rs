@@ -290,11 +290,12 @@ impl Target for Snapshot {
         match (line, self.chunk()) {
             // That of the store counts.
             (dm_table::Target::Snapshot(params), Some(chunk)) => {
-                Some(dm_table::Target::Snapshot(Params { chunk: Sectors::new(chunk), ..params.clone() }))
+                let params = Params { chunk: Sectors::new(chunk), ..Params::clone(params) };
+                Some(dm_table::Target::Snapshot(params.into()))
             }
             (dm_table::Target::SnapshotMerge(SnapshotMerge(params)), Some(chunk)) => {
-                let params = Params { chunk: Sectors::new(chunk), ..params.clone() };
-                Some(dm_table::Target::SnapshotMerge(SnapshotMerge(params)))
+                let params = Params { chunk: Sectors::new(chunk), ..Params::clone(params) };
+                Some(dm_table::Target::SnapshotMerge(SnapshotMerge(params.into())))
             }
             _ => None,
         }
