@@ -23,7 +23,7 @@ pub fn map(data: &[u8]) {
 
 #[derive(Default)]
 struct Stack {
-    tables: Vec<Table>,
+    tables: Vec<Arc<Table>>,
     maps: Vec<Arc<Map>>,
     // Logical blocks of the devices, in sectors.
     blocks: [u64; DISKS.len()],

@@ -87,7 +87,7 @@ fn explained(refusal: &Diagnostic) {
 }
 
 fn without_places(device: &Device) -> Device {
-    Device { name_span: Span::default(), table: bare(&device.table), ..device.clone() }
+    Device { name_span: Span::default(), table: Arc::new(bare(&device.table)), ..device.clone() }
 }
 
 /// A table as its printed form has it: without places, and without the device of an error line.
