@@ -28,7 +28,8 @@ pub(super) fn gpt(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
             size: header.le64(32).and_then(|last| last.checked_add(1)?.checked_mul(block)),
             uuid: header.guid(56),
             partitions,
-            reserved: table.map_or(34, |end| end.div_ceil(512)),
+            // The header is the table's own, wherever it says that the entries are.
+            reserved: table.map_or(34, |end| end.div_ceil(512)).max(2 * sectors),
             ..Contents::of(Kind::Gpt)
         }));
     }
