@@ -114,6 +114,12 @@ pub trait Engine {
     /// A queue that was told of by [`Engine::add_memory`] has ended. No command of it may be under way.
     fn remove_memory(&mut self, _guest: &Arc<Guest>) {}
 
+    /// Whether turns are to follow, if only to undo what was done for [`Engine::add_memory`]: who drops the engine earlier
+    /// leaves that to the system, which takes its time.
+    fn is_giving_back(&self) -> bool {
+        false
+    }
+
     /// Starts a command; it may reach the device as late as the next [`Engine::turn`]. The memory behind `data` must stay
     /// valid until the command's [`Event::Done`] (the list of slices itself need not).
     fn start(&mut self, file: FileIx, command: Command<'_>, token: u32);

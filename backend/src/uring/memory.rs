@@ -25,7 +25,14 @@ const PIECE: usize = 64 << 20;
 #[cfg(test)]
 const PIECE: usize = 1 << 20;
 /// Most pieces of a ring; memory past them is used by address.
+#[cfg(not(test))]
 const PIECES: u16 = 4096;
+#[cfg(test)]
+const PIECES: u16 = 16;
+/// How often, and after how many nanoseconds each time, what no more memory may be locked for is tried again: the kernel
+/// counts the memory of a ring that was closed for some time yet.
+const TRIES: u32 = 50;
+const PAUSE: u64 = 20_000_000;
 /// In place of a number: not registered.
 const NONE: u16 = u16::MAX;
 
@@ -33,8 +40,14 @@ const NONE: u16 = u16::MAX;
 pub(super) struct Memory {
     regions: Vec<Region>,
     guests: Vec<Known>,
-    todo: VecDeque<Todo>,
+    // To be registered.
+    todo: VecDeque<(Arc<Guest>, HostSlice)>,
+    // To be released, which comes first: it may be what there is no room for.
+    releases: Vec<u16>,
     free: Vec<u16>,
+    // How often the first of `todo` has found no room, and when it is tried again.
+    tries: u32,
+    again_at: u64,
     // The kernel takes lists of slices of registered memory (Linux 6.15).
     pub lists: bool,
 }
@@ -76,11 +89,6 @@ struct Region {
     numbers: Box<[u16]>,
 }
 
-enum Todo {
-    Register { guest: Arc<Guest>, piece: HostSlice },
-    Release(u16),
-}
-
 impl Memory {
     /// Makes room in a ring that does not run yet; nothing where this kernel does not do right by it.
     ///
@@ -102,13 +110,20 @@ impl Memory {
             Some(libc::EINVAL) => io::Error::new(error.kind(), format!("--register-memory needs Linux 5.19: {error}")),
             _ => error,
         })?;
-        Ok(Some(Memory {
+        Ok(Some(Memory::empty(lists)))
+    }
+
+    fn empty(lists: bool) -> Memory {
+        Memory {
             regions: Vec::new(),
             guests: Vec::new(),
             todo: VecDeque::new(),
+            releases: Vec::new(),
             free: (0..PIECES).rev().collect(),
+            tries: 0,
+            again_at: 0,
             lists,
-        }))
+        }
     }
 
     /// One more queue is in `guest`.
@@ -132,10 +147,13 @@ impl Memory {
             let begin = region.addr();
             let numbers = vec![NONE; region.len().div_ceil(PIECE)].into_boxed_slice();
             let pieces = (0..numbers.len()).map(|n| region.part(n * PIECE, PIECE));
-            self.todo.extend(pieces.map(|piece| Todo::Register { guest: guest.clone(), piece }));
+            self.todo.extend(pieces.map(|piece| (guest.clone(), piece)));
             self.regions.push(Region { guest: guest.clone(), begin, end: begin + region.len(), numbers });
         }
         self.regions.sort_unstable_by_key(|region| region.begin);
+        if self.free.is_empty() {
+            self.tell();
+        }
     }
 
     /// One less. No command of it may be under way.
@@ -150,51 +168,60 @@ impl Memory {
 
     /// Has all of it used by address.
     fn forget(&mut self, guest: &Arc<Guest>) {
-        self.todo.retain(|todo| !matches!(todo, Todo::Register { guest: its, .. } if Arc::ptr_eq(its, guest)));
-        let todo = &mut self.todo;
+        self.todo.retain(|(its, _)| !Arc::ptr_eq(its, guest));
+        (self.tries, self.again_at) = (0, 0);
+        let releases = &mut self.releases;
         self.regions.retain(|region| {
             let goes = Arc::ptr_eq(&region.guest, guest);
             if goes {
-                todo.extend(
-                    region.numbers.iter().filter(|number| **number != NONE).map(|number| Todo::Release(*number)),
-                );
+                releases.extend(region.numbers.iter().filter(|number| **number != NONE));
             }
             !goes
         });
     }
 
-    /// Whether [`Memory::step`] has something to do.
+    /// When [`Memory::step`] has something to do, if it has; 0: at once.
     #[inline]
-    pub fn is_busy(&self) -> bool {
-        !self.todo.is_empty()
-    }
-
-    /// Registers or releases a piece.
-    pub fn step(&mut self, ring: &IoUring) {
-        match self.todo.pop_front() {
-            Some(Todo::Register { guest, piece }) => self.register(ring, &guest, piece),
-            Some(Todo::Release(number)) => {
-                let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-                // SAFETY: it takes memory away from the ring and gives it none.
-                let released = unsafe { ring.submitter().register_buffers_update(u32::from(number), &[nothing], None) };
-                // A number that is still taken is not used again.
-                if released.is_ok() {
-                    self.free.push(number);
-                }
-            }
-            None => {}
+    pub fn due(&self) -> Option<u64> {
+        match (self.releases.is_empty(), self.todo.is_empty() || self.free.is_empty()) {
+            (false, _) => Some(0),
+            (true, false) => Some(self.again_at),
+            (true, true) => None,
         }
     }
 
-    fn register(&mut self, ring: &IoUring, guest: &Arc<Guest>, piece: HostSlice) {
-        let Some(number) = self.free.pop() else { return };
-        let list = [libc::iovec { iov_base: piece.as_ptr().cast(), iov_len: piece.len() }];
-        // SAFETY: the piece is a part of `guest`, which stays mapped as long as it is known here. What the kernel pins it
-        // keeps until it is released; a command names it only between the two, and only through `number`, whose addresses
-        // are checked by the kernel.
-        if let Err(error) = unsafe { ring.submitter().register_buffers_update(u32::from(number), &list, None) } {
+    /// Whether something is still registered that is not known any more.
+    pub fn is_giving_back(&self) -> bool {
+        !self.releases.is_empty()
+    }
+
+    /// Registers or releases a piece: `update` puts it at a number, or nothing. No entry that is not submitted may name what
+    /// is released.
+    pub fn step(&mut self, now: u64, update: impl FnOnce(u16, Option<HostSlice>) -> io::Result<()>) {
+        if let Some(number) = self.releases.pop() {
+            // A number that is still taken is not used again.
+            if update(number, None).is_ok() {
+                self.free.push(number);
+            }
+        } else if let Some(number) = self.free.pop() {
+            match self.todo.pop_front() {
+                Some((guest, piece)) => self.register(number, guest, piece, (now, update(number, Some(piece)))),
+                None => self.free.push(number),
+            }
+        }
+    }
+
+    /// It has been tried to register a piece.
+    fn register(&mut self, number: u16, guest: Arc<Guest>, piece: HostSlice, (now, result): (u64, io::Result<()>)) {
+        if let Err(error) = result {
             self.free.push(number);
-            self.forget(guest);
+            if error.raw_os_error() == Some(libc::ENOMEM) && self.tries < TRIES {
+                self.tries += 1;
+                self.again_at = now + PAUSE;
+                self.todo.push_front((guest, piece));
+                return;
+            }
+            self.forget(&guest);
             limited!(
                 LIMITER,
                 warn,
@@ -203,15 +230,30 @@ impl Memory {
             );
             return;
         }
+        (self.tries, self.again_at) = (0, 0);
         let begin = piece.addr();
         let mut regions = self.regions.iter_mut();
-        if let Some(region) = regions.find(|region| Arc::ptr_eq(&region.guest, guest) && region.has(begin)) {
+        if let Some(region) = regions.find(|region| Arc::ptr_eq(&region.guest, &guest) && region.has(begin)) {
             region.numbers[(begin - region.begin) / PIECE] = number;
         }
-        if !self.todo.iter().any(|todo| matches!(todo, Todo::Register { .. })) {
-            let pieces =
-                self.regions.iter().flat_map(|region| &region.numbers).filter(|number| **number != NONE).count();
-            limited!(LIMITER, info, "guest memory is registered, in {pieces} pieces");
+        self.tell();
+    }
+
+    /// Says so when all is registered that can be.
+    fn tell(&self) {
+        let pieces =
+            || self.regions.iter().flat_map(|region| &region.numbers).filter(|number| **number != NONE).count();
+        match self.todo.len() {
+            0 => limited!(LIMITER, info, "guest memory is registered, in {} pieces", pieces()),
+            others if self.free.is_empty() && self.releases.is_empty() => limited!(
+                LIMITER,
+                info,
+                "guest memory is registered, in {} pieces; {others} others are used without, as a worker registers no more \
+                 than {PIECES} of at most {} MiB",
+                pieces(),
+                PIECE >> 20
+            ),
+            _ => {}
         }
     }
 
@@ -241,6 +283,16 @@ impl Memory {
         let number = *region.numbers.get(first)?;
         (number != NONE && first == last).then_some(number)
     }
+}
+
+/// Puts a piece of a known guest at a number of a ring, or nothing.
+pub(super) fn update(ring: &IoUring, number: u16, piece: Option<HostSlice>) -> io::Result<()> {
+    let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+    let list = [piece.map_or(nothing, |piece| libc::iovec { iov_base: piece.as_ptr().cast(), iov_len: piece.len() })];
+    // SAFETY: the piece is a part of a guest that stays mapped as long as it is known to `Memory`. What the kernel pins it
+    // keeps until it is released; a command names it only between the two, and only through `number`, whose addresses are
+    // checked by the kernel.
+    unsafe { ring.submitter().register_buffers_update(u32::from(number), &list, None) }.map(drop)
 }
 
 /// The entry of a transfer whose data lies in piece `number`.
@@ -318,7 +370,7 @@ mod tests {
     }
 
     fn settle(ring: &mut Uring) {
-        while ring.memory.as_ref().unwrap().is_busy() {
+        while ring.memory.as_ref().unwrap().due().is_some() {
             ring.turn(Wait::No, &mut Vec::new()).unwrap();
         }
     }
@@ -453,5 +505,93 @@ mod tests {
         ring.remove_memory(&guest);
         settle(&mut ring);
         assert_eq!(ring.memory.as_ref().unwrap().free.len(), usize::from(PIECES));
+    }
+
+    #[test]
+    fn no_piece_is_released_before_what_names_it_is_submitted() {
+        let guest = guest(1 << 20, 1 << 20);
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 4096], 0).unwrap();
+        let mut ring = Uring::new(true).unwrap();
+        let ix = ring.add_file(file.as_fd()).unwrap();
+        ring.add_memory(&guest);
+        settle(&mut ring);
+        // One that is refused has the kernel leave the others for the next call.
+        ring.push(&opcode::Nop::new().build().user_data(7));
+        let data = guest.contiguous(0, 4096).unwrap();
+        assert!(number(&ring, &[data]).is_some());
+        ring.start(ix, Command::Read { data: &[data], at: 0 }, 8);
+        // As where a later piece cannot be pinned.
+        ring.memory.as_mut().unwrap().forget(&guest);
+        let mut events = Vec::new();
+        while events.len() < 2 {
+            ring.turn(Wait::Event, &mut events).unwrap();
+        }
+        assert_eq!(events, [Event::Done { token: 7, result: -libc::EACCES }, Event::Done { token: 8, result: 4096 }]);
+        settle(&mut ring);
+        assert_eq!(ring.memory.as_ref().unwrap().free.len(), usize::from(PIECES));
+    }
+
+    /// Has it try again and again, on a kernel that locks so many pieces, until there is nothing to do before `until`.
+    fn drive(memory: &mut Memory, locked: &mut usize, most: usize, now: &mut u64, until: u64) -> usize {
+        let mut steps = 0;
+        while let Some(due) = memory.due().filter(|due| *due <= until) {
+            *now = due.max(*now);
+            memory.step(*now, |_, piece| match piece {
+                Some(_) if *locked == most => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
+                Some(_) => {
+                    *locked += 1;
+                    Ok(())
+                }
+                None => {
+                    *locked -= 1;
+                    Ok(())
+                }
+            });
+            steps += 1;
+        }
+        steps
+    }
+
+    fn registered(memory: &Memory) -> usize {
+        memory.regions.iter().flat_map(|region| &region.numbers).filter(|number| **number != NONE).count()
+    }
+
+    #[test]
+    fn what_finds_no_room_is_tried_again_for_some_time() {
+        let guest = guest(4 * PIECE, 4 * PIECE);
+        let (mut memory, mut locked, mut now) = (Memory::empty(true), 0, 1);
+        memory.add(&guest);
+        // Two that fit, one that does not, and again twice.
+        assert_eq!(drive(&mut memory, &mut locked, 2, &mut now, 1 + 2 * PAUSE), 5);
+        assert_eq!((registered(&memory), memory.due()), (2, Some(1 + 3 * PAUSE)));
+        // Somebody else's is counted no more.
+        assert_eq!(drive(&mut memory, &mut locked, 3, &mut now, 1 + 3 * PAUSE), 2);
+        assert_eq!((registered(&memory), memory.due()), (3, Some(1 + 4 * PAUSE)));
+        // Each has that time, and then all are done without.
+        assert_eq!(drive(&mut memory, &mut locked, 3, &mut now, u64::MAX), TRIES as usize + 3);
+        assert_eq!((registered(&memory), locked, memory.due(), now), (0, 0, None, 1 + (3 + u64::from(TRIES)) * PAUSE));
+        assert_eq!(memory.free.len(), usize::from(PIECES));
+        memory.remove(&guest);
+        assert_eq!(Arc::strong_count(&guest), 1);
+    }
+
+    #[test]
+    fn what_finds_no_number_is_registered_when_one_is_free() {
+        let pieces = usize::from(PIECES);
+        let (large, small) = (guest((pieces + 4) * PIECE, (pieces + 4) * PIECE), guest(2 * PIECE, 2 * PIECE));
+        let (mut memory, mut locked, mut now) = (Memory::empty(true), 0, 1);
+        memory.add(&small);
+        memory.add(&large);
+        // It does not go on trying.
+        assert_eq!(drive(&mut memory, &mut locked, usize::MAX, &mut now, u64::MAX), pieces);
+        assert_eq!((registered(&memory), memory.todo.len(), memory.due()), (pieces, 6, None));
+        memory.remove(&small);
+        assert_eq!(drive(&mut memory, &mut locked, usize::MAX, &mut now, u64::MAX), 2 + 2);
+        assert_eq!((registered(&memory), memory.todo.len(), memory.due()), (pieces, 4, None));
+        memory.remove(&large);
+        drive(&mut memory, &mut locked, usize::MAX, &mut now, u64::MAX);
+        assert_eq!((locked, memory.todo.len(), memory.free.len()), (0, 0, pieces));
+        assert_eq!((Arc::strong_count(&large), Arc::strong_count(&small)), (1, 1));
     }
 }

@@ -78,7 +78,12 @@ impl Uring {
             .setup_cqsize(COMPLETIONS)
             .dontfork()
             .build(ENTRIES)
-            .or_else(|_| IoUring::builder().setup_r_disabled().setup_cqsize(COMPLETIONS).dontfork().build(ENTRIES))
+            .or_else(|error| match error.raw_os_error() {
+                Some(libc::EINVAL) => {
+                    IoUring::builder().setup_r_disabled().setup_cqsize(COMPLETIONS).dontfork().build(ENTRIES)
+                }
+                _ => Err(error),
+            })
             .map_err(what_helps)?;
         let support = probe::support();
         ring.submitter().register_restrictions(&mut support.allowed())?;
@@ -344,6 +349,10 @@ impl Engine for Uring {
         }
     }
 
+    fn is_giving_back(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.is_giving_back())
+    }
+
     fn watch(&mut self, fd: RawFd, watch: u32) {
         let index = watch as usize;
         if self.watches.len() <= index {
@@ -385,17 +394,12 @@ impl Engine for Uring {
         if wait == Wait::Gather {
             return self.gather(events);
         }
-        let busy = match &mut self.memory {
-            Some(memory) if memory.is_busy() => {
-                memory.step(&self.ring);
-                memory.is_busy()
-            }
-            _ => false,
-        };
-        let sleep = wait != Wait::No && events.is_empty() && !busy;
+        let due = self.memory.as_ref().and_then(|memory| memory.due());
+        let step = due.is_some_and(|due| due == 0 || due <= stats::now());
+        let sleep = wait != Wait::No && events.is_empty() && !step;
         let until = match wait {
-            Wait::Until(until) => Some(until),
-            Wait::No | Wait::Gather | Wait::Event => None,
+            Wait::Until(until) => Some(due.map_or(until, |due| due.min(until))),
+            Wait::No | Wait::Gather | Wait::Event => due,
         };
         let (idle, completed) = {
             let (_, sq, cq) = self.ring.split();
@@ -406,6 +410,13 @@ impl Engine for Uring {
             && let Some(error) = self.submit(usize::from(wait), until.filter(|_| wait))
         {
             return Err(error);
+        }
+        // What the kernel has not taken yet may name what would be released. It takes it in the next turns.
+        if step
+            && self.ring.submission().is_empty()
+            && let Some(memory) = &mut self.memory
+        {
+            memory.step(stats::now(), |number, piece| memory::update(&self.ring, number, piece));
         }
         self.reap(events);
         Ok(())
