@@ -12,7 +12,9 @@ use super::index::Index;
 use super::mirror;
 use super::stateful;
 use super::stripe::{Key, Leg, Striped};
-use super::{DevIx, LookupError, Lower, MAX_SEGMENTS, MAX_STRIPED_DEPTH, Map, Segment, Stacked, limits, overlap};
+use super::{
+    DevIx, Entry, LookupError, Lower, MAX_SEGMENTS, MAX_STRIPED_DEPTH, Map, Segment, Stacked, limits, overlap,
+};
 
 /// A line of the table with its devices looked up.
 pub(super) struct Resolved<'t> {
@@ -82,7 +84,7 @@ pub(super) fn build(
     let mut warnings: Vec<Diagnostic> =
         resolved.iter().filter_map(|line| stateful::remark(source, line.line, &line.areas)).collect();
     let stacked = limits::calculate(source, &resolved, &mut warnings)?;
-    let mut flat = Flat { previous, read_only, ..Flat::default() };
+    let mut flat = Flat { previous, read_only, entries: Vec::with_capacity(table.lines.len()), ..Flat::default() };
     for line in &resolved {
         flat.add(source, line)?;
     }
@@ -90,7 +92,7 @@ pub(super) fn build(
     if !read_only {
         overlap::warn(source, &resolved, &names, &mut warnings);
     }
-    let (mut devices, flush_set) = reached(&flat.segments);
+    let (mut devices, flush_set) = reached(&flat.entries);
     devices.extend(flat.targets.iter().flat_map(|target| target.devices()));
     let mut written = flush_set.clone();
     written.extend(&flat.targets_write);
@@ -101,9 +103,8 @@ pub(super) fn build(
         own: flat.own.into(),
         targets: flat.targets.into(),
         targets_write: flat.targets_write.into_iter().collect(),
-        index: Index::new(&flat.starts, flat.end),
-        starts: flat.starts.into(),
-        segments: flat.segments.into(),
+        index: Index::new(&flat.entries),
+        entries: flat.entries.into(),
         end: flat.end,
         limits: stacked,
         names,
@@ -236,8 +237,7 @@ struct Flat<'p> {
     previous: Option<&'p Map>,
     // Nothing is written.
     read_only: bool,
-    starts: Vec<u64>,
-    segments: Vec<Segment>,
+    entries: Vec<Entry>,
     end: u64,
     depth: u32,
     targets: Vec<Arc<Stateful>>,
@@ -382,12 +382,12 @@ impl Flat<'_> {
     }
 
     fn push(&mut self, source: &Source, line: &Line, segment: Segment, len: u64) -> Result<(), Diagnostic> {
-        if self.segments.len() == MAX_SEGMENTS {
+        if self.entries.len() == MAX_SEGMENTS {
             return Err(too_many(source, line));
         }
-        self.starts.push(self.end);
-        self.segments.push(segment);
-        self.end = self.end.saturating_add(len);
+        let start = self.end;
+        self.end = start.saturating_add(len);
+        self.entries.push(Entry { start, end: self.end, segment });
         Ok(())
     }
 }
@@ -420,11 +420,11 @@ fn too_many(source: &Source, line: &Line) -> Diagnostic {
 }
 
 /// Devices whose data a request can reach, and of them those that a write can; without what is behind stateful targets.
-fn reached(segments: &[Segment]) -> (BTreeSet<DevIx>, BTreeSet<DevIx>) {
+fn reached(entries: &[Entry]) -> (BTreeSet<DevIx>, BTreeSet<DevIx>) {
     let (mut all, mut written) = (BTreeSet::new(), BTreeSet::new());
     // Clipped parts of one striped line share their stripes, of which there may be many.
     let mut seen = HashSet::new();
-    for segment in segments {
+    for Entry { segment, .. } in entries {
         let read_only = matches!(segment, Segment::ReadOnly(_));
         match segment.inner() {
             Segment::Linear { dev, .. } => {

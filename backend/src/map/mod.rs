@@ -181,14 +181,26 @@ impl Segment {
     }
 }
 
+/// A segment and where it lies: what a request that falls into it needs to know, in one cache line. At random places of a long
+/// table each line is fetched from afar.
+#[derive(Clone, Debug)]
+#[repr(align(32))]
+struct Entry {
+    /// Its first sector.
+    start: u64,
+    /// The first sector behind it.
+    end: u64,
+    segment: Segment,
+}
+
+const _: () = assert!(size_of::<Entry>() == 32);
+
 /// Where the data of a disk is: sector ranges in order, from sector 0 without a gap.
 #[derive(Clone, Debug)]
 pub struct Map {
-    /// First sector of each segment; ascending, the first is 0. Apart from `segments` so that the search
-    /// touches as little memory as possible.
-    starts: Box<[u64]>,
+    /// The first begins at 0, the others where the one before ends.
+    entries: Box<[Entry]>,
     index: Index,
-    segments: Box<[Segment]>,
     /// Sectors of the disk: where the last segment ends.
     end: u64,
     limits: Stacked,
@@ -250,13 +262,13 @@ impl Map {
     /// has become shorter.
     pub fn padded(&self, len: Sectors) -> Map {
         let mut map = self.clone();
-        if len.get() <= self.end || self.segments.len() >= MAX_SEGMENTS {
+        if len.get() <= self.end || self.entries.len() >= MAX_SEGMENTS {
             return map;
         }
-        map.starts = self.starts.iter().copied().chain([self.end]).collect();
-        map.segments = self.segments.iter().cloned().chain([Segment::Error]).collect();
+        let beyond = Entry { start: self.end, end: len.get(), segment: Segment::Error };
+        map.entries = self.entries.iter().cloned().chain([beyond]).collect();
         map.end = len.get();
-        map.index = Index::new(&map.starts, map.end);
+        map.index = Index::new(&map.entries);
         map
     }
 
@@ -280,7 +292,7 @@ impl Map {
 
     /// Number of segments after flattening.
     pub fn segments(&self) -> usize {
-        self.segments.len()
+        self.entries.len()
     }
 
     /// A stateful target, by its number in a step.
@@ -313,7 +325,7 @@ impl Map {
     /// The same map for use among other targets: its own have numbers from `first` on.
     fn renumbered(&self, first: u32) -> Map {
         let mut map = self.clone();
-        map.segments.iter_mut().for_each(|segment| segment.renumber(first));
+        map.entries.iter_mut().for_each(|entry| entry.segment.renumber(first));
         map
     }
 
@@ -336,12 +348,12 @@ impl Map {
     /// The same map where nothing may be written: whatever is not a read or a flush fails. For a read-only device that a
     /// writable one lies on. (The kernel only warns of such writes, and does them: `bio_check_ro` of blk-core.c.)
     pub fn for_reading(&self) -> Map {
-        let guarded = |segment: &Segment| match segment {
-            Segment::Error | Segment::ReadOnly(_) => segment.clone(),
-            other => Segment::ReadOnly(Box::new(other.clone())),
+        let guarded = |entry: &Entry| match &entry.segment {
+            Segment::Error | Segment::ReadOnly(_) => entry.clone(),
+            other => Entry { segment: Segment::ReadOnly(Box::new(other.clone())), ..*entry },
         };
         Map {
-            segments: self.segments.iter().map(guarded).collect(),
+            entries: self.entries.iter().map(guarded).collect(),
             targets_write: Box::default(),
             written: Box::default(),
             flush_set: Box::default(),

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::stripe::Leg;
-use super::{DevIx, Map, Segment};
+use super::{DevIx, Entry, Map, Segment};
 
 /// Stripes of a segment that are named; of more, the number.
 const NAMED: usize = 4;
@@ -60,9 +60,9 @@ impl Place<'_> {
 impl Map {
     /// The segments in order; [`super::Piece::segment`] is a place in this list.
     pub fn places(&self) -> impl Iterator<Item = Place<'_>> {
-        self.segments.iter().enumerate().map(|(i, segment)| Place {
-            start: self.starts[i],
-            len: self.segment_end(i) - self.starts[i],
+        self.entries.iter().map(|Entry { start, end, segment }| Place {
+            start: *start,
+            len: end - start,
             read_only: matches!(segment, Segment::ReadOnly(_)),
             target: match segment.inner() {
                 Segment::Linear { .. } => "linear",

@@ -211,7 +211,7 @@ fn a_stripe_over_one_linear_piece_is_a_stripe_over_the_device() {
 
     let map = world.map("0 80 striped 2 8 /dev/mapper/l 80 /dev/mapper/l 180");
     assert_eq!(map.depth, 1);
-    let Segment::Striped(striped) = &map.segments[0] else { panic!("striped expected") };
+    let Segment::Striped(striped) = &map.entries[0].segment else { panic!("striped expected") };
     assert!(matches!(striped.legs[0], Leg::Map { .. }));
     // The third chunk of each stripe crosses into the lower map's next line.
     assert_eq!(pieces(&map, 32, 16), [("a", 146, 0, 4), ("b", 0, 4, 4), ("b", 96, 8, 4), ("zero", 0, 12, 4)]);

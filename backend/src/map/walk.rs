@@ -45,20 +45,14 @@ impl Map {
     /// The segment that holds sector `at`, which must be below the end.
     #[inline]
     pub(super) fn find(&self, at: u64) -> usize {
-        self.index.find(&self.starts, at)
-    }
-
-    /// Where segment `i` ends.
-    #[inline]
-    pub(super) fn segment_end(&self, i: usize) -> u64 {
-        self.starts.get(i + 1).copied().unwrap_or(self.end)
+        self.index.find(&self.entries, at)
     }
 
     /// The parts of the segments that `len` sectors at `at` cover: segment, sectors into it, length. What lies
     /// beyond the end comes last, as an error segment.
     #[inline]
     pub(super) fn covered(&self, at: u64, len: u64) -> Covered<'_> {
-        let next = if at < self.end { self.find(at) } else { self.segments.len() };
+        let next = if at < self.end { self.find(at) } else { self.entries.len() };
         Covered { map: self, next, at, left: len }
     }
 
@@ -223,15 +217,15 @@ impl<'m> Iterator for Covered<'m> {
             return None;
         }
         let i = self.next;
-        let Some(segment) = self.map.segments.get(i) else {
+        let Some(entry) = self.map.entries.get(i) else {
             self.next = i + 1;
             return Some((&Segment::Error, 0, std::mem::take(&mut self.left)));
         };
-        let into = self.at - self.map.starts[i];
-        let take = self.left.min(self.map.segment_end(i) - self.at);
+        let into = self.at - entry.start;
+        let take = self.left.min(entry.end - self.at);
         self.next += 1;
         self.at += take;
         self.left -= take;
-        Some((segment, into, take))
+        Some((&entry.segment, into, take))
     }
 }

@@ -92,13 +92,16 @@ pub(super) struct Component {
     pub in_flight: AtomicU32,
 }
 
-/// Reads, their sectors, writes, their sectors.
-type Record = [AtomicU64; 4];
+/// Counters of a record of segments: reads, their sectors, writes, their sectors.
+const RECORD: usize = 4;
 
 /// Counters of segments, several to a record in long tables. Pages that nothing was counted in take no memory.
 #[derive(Debug)]
 pub(super) struct Segments {
-    records: Box<[Record]>,
+    counters: Box<[AtomicU64]>,
+    /// Where the first record begins: so that each lies in one cache line. (Memory allocated with that alignment would be
+    /// zeroed, and so taken, at once.)
+    first: usize,
     shift: u32,
     errors: OnceLock<Box<[AtomicU64]>>,
 }
@@ -121,36 +124,43 @@ pub(super) struct Pieces {
 impl Segments {
     fn new(segments: usize) -> Segments {
         let shift = shift(segments);
-        let records = segments.div_ceil(1 << shift) + 2 * MARGIN;
-        Segments { records: zeroed_slice_box(records), shift, errors: OnceLock::new() }
+        let counters: Box<[AtomicU64]> = zeroed_slice_box((segments.div_ceil(1 << shift) + 2 * MARGIN + 1) * RECORD);
+        let first = MARGIN * RECORD + counters.as_ptr().align_offset(RECORD * size_of::<AtomicU64>()).min(RECORD);
+        Segments { counters, first, shift, errors: OnceLock::new() }
+    }
+
+    /// The place of a segment's record among the counters.
+    #[inline]
+    fn at(&self, segment: u32) -> usize {
+        (segment >> self.shift) as usize * RECORD + self.first
     }
 
     #[inline]
     fn count(&self, segment: u32, write: bool, sectors: u64) {
         // What lies beyond the map has no segment.
-        let Some(record) = self.records.get((segment >> self.shift) as usize + MARGIN) else { return };
-        let at = usize::from(write) * 2;
-        add(&record[at], 1);
-        add(&record[at + 1], sectors);
+        let at = self.at(segment) + usize::from(write) * 2;
+        let Some([ops, all]) = self.counters.get(at..at + 2) else { return };
+        add(ops, 1);
+        add(all, sectors);
     }
 
     #[cold]
     fn failed(&self, segment: u32) {
-        let errors = self.errors.get_or_init(|| zeroed_slice_box(self.records.len()));
-        if let Some(counter) = errors.get((segment >> self.shift) as usize + MARGIN) {
+        let errors = self.errors.get_or_init(|| zeroed_slice_box(self.counters.len() / RECORD));
+        if let Some(counter) = errors.get((segment >> self.shift) as usize) {
             add(counter, 1);
         }
     }
 
     pub fn read(&self, record: usize, to: &mut Pieces) {
-        let record = record + MARGIN;
-        let Some(from) = self.records.get(record) else { return };
-        let [reads, read_sectors, writes, written_sectors] = from.each_ref().map(|n| n.load(Ordering::Relaxed));
-        to.reads += reads;
-        to.read_sectors += read_sectors;
-        to.writes += writes;
-        to.written_sectors += written_sectors;
-        to.errors += self.errors.get().map_or(0, |errors| errors[record].load(Ordering::Relaxed));
+        let from = self.counters.get(self.first + record * RECORD..).and_then(|from| from.first_chunk::<RECORD>());
+        let Some([reads, read_sectors, writes, written_sectors]) = from else { return };
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        to.reads += of(reads);
+        to.read_sectors += of(read_sectors);
+        to.writes += of(writes);
+        to.written_sectors += of(written_sectors);
+        to.errors += self.errors.get().and_then(|errors| errors.get(record)).map_or(0, of);
     }
 }
 
