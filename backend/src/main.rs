@@ -19,7 +19,7 @@ use vhost_user_dm::mapper::state::StateDir;
 use vhost_user_dm::mapper::{Mapper, Settings};
 use vhost_user_dm::overlay::{self, Overlaid, Overlay, OverlayError, Wanted};
 use vhost_user_dm::place::{self, PlaceError};
-use vhost_user_dm::worker::pool::{Pool, WorkerSettings};
+use vhost_user_dm::worker::pool::{self, Pool, WorkerSettings};
 use vhost_user_dm::{activation, control, stats, top, uring};
 
 fn main() -> ExitCode {
@@ -142,9 +142,10 @@ fn raise_descriptor_limit() {
 fn serve(args: &Args) -> Result<(), String> {
     raise_descriptor_limit();
     let signals = Signals::block().map_err(|e| say("cannot block signals")(&e))?;
+    // First, as this waits for what a killed predecessor has locked; why there is no io_uring at all the probe can tell better.
+    let ring = pool::ring(args.load.register_memory).map(drop);
     uring::probe().map_err(|e| format!("vhost-user-dm: {e}"))?;
-    uring::Uring::new(args.load.register_memory)
-        .map_err(|e| say("cannot set up an io_uring as a worker needs it")(&e))?;
+    ring.map_err(|e| say("cannot set up an io_uring as a worker needs it")(&e))?;
     if let Some(cpus) = &args.load.cpu_affinity {
         cpus.check().map_err(|e| format!("vhost-user-dm: {e}"))?;
     }

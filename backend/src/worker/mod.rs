@@ -20,6 +20,8 @@ pub mod returns;
 #[cfg(test)]
 mod simulation;
 pub mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io;
@@ -33,7 +35,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::engine::{Engine, Event, Wait};
 use crate::stats::{self, Clock, Meter};
-use crate::uring::Uring;
 use bell::Bell;
 use gather::Gather;
 use jobs::{Job, Jobs};
@@ -81,7 +82,7 @@ impl Worker {
         let its_bell = bell.clone();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             // The ring takes commands from the thread that made it only.
-            let ring = || Uring::new(settings.register_memory);
+            let ring = || pool::ring(settings.register_memory);
             let made = settings.cpus.place(number).and_then(|()| Ok((ring()?, Ops::new()?)));
             match made {
                 Ok((engine, ops)) => {
@@ -222,7 +223,7 @@ pub(crate) struct Core<E> {
     // What the worker waited for in the sleep before this turn, and how long.
     woken: Option<(Pace, Duration)>,
     rung: bool,
-    // It is to end when its jobs have.
+    // It is to end when its jobs have, and the memory of guests is given back.
     ending: bool,
     clock: Clock,
     meter: Arc<Meter>,
@@ -278,7 +279,8 @@ impl<E: Engine> Core<E> {
     /// Whether the thread is to end, and nothing keeps it.
     #[inline]
     fn is_over(&self) -> bool {
-        self.ending && !self.jobs.any()
+        // Locked memory counts against the next worker's as long as the system takes to close this one's ring.
+        self.ending && !self.jobs.any() && !self.engine.is_giving_back()
     }
 
     /// One turn: new requests in, one system call or a few, completions out. Where there is nothing to do it looks again

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::Worker;
+use crate::device::Patience;
+use crate::uring::Uring;
 
 /// CPUs that workers are placed on, in this order; from the command line (`0,2,4-7`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +78,36 @@ pub struct WorkerSettings {
     pub register_memory: bool,
 }
 
+/// How long a ring may wait for room among what may be locked.
+const FOR_ROOM: Duration = Duration::from_secs(1);
+
+/// Sets up the calling thread's ring, as a worker needs it; `registers`: see [`WorkerSettings::register_memory`].
+///
+/// # Errors
+/// As [`Uring::new`]. Where memory is registered, the kernel may refuse a ring for what one that was closed had locked, which
+/// it counts for some time yet: then it is tried again for a second.
+pub fn ring(registers: bool) -> io::Result<Uring> {
+    static ROOM: Room = Room { pause: std::thread::sleep, in_vain: AtomicBool::new(false) };
+    ROOM.wait(registers, || Uring::new(registers))
+}
+
+/// The waiting of a process for room.
+struct Room {
+    pause: fn(Duration),
+    // Who waits in vain waits for all: a front end has many queues, and waits for each.
+    in_vain: AtomicBool,
+}
+
+impl Room {
+    fn wait<T>(&self, registers: bool, make: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let lacks = |error: &io::Error| error.kind() == io::ErrorKind::OutOfMemory;
+        let waits = registers && !self.in_vain.load(Ordering::Relaxed);
+        let made = Patience::new(FOR_ROOM, self.pause).retry(make, |error| waits && lacks(error));
+        self.in_vain.store(made.as_ref().is_err_and(lacks), Ordering::Relaxed);
+        made
+    }
+}
+
 /// The workers of a process.
 #[derive(Debug)]
 pub struct Pool {
@@ -130,6 +162,29 @@ mod tests {
         assert!(!Arc::ptr_eq(&workers[0], &workers[1]));
         let pool = Pool::new(0, WorkerSettings::default());
         assert!(!Arc::ptr_eq(&pool.worker("a").unwrap(), &pool.worker("b").unwrap()));
+    }
+
+    #[test]
+    fn a_ring_that_registers_waits_for_room() {
+        let room = Room { pause: |_| {}, in_vain: AtomicBool::new(false) };
+        let tries = |registers: bool, failures: usize, errno: i32| {
+            let mut tries = 0;
+            let made = room.wait(registers, || {
+                tries += 1;
+                if tries > failures { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+            });
+            (made.is_ok(), tries)
+        };
+        assert_eq!(tries(true, 3, libc::ENOMEM), (true, 4));
+        assert_eq!(tries(false, 3, libc::ENOMEM), (false, 1));
+        assert_eq!(tries(true, 0, 0), (true, 1));
+        assert_eq!(tries(true, 3, libc::EPERM), (false, 1));
+        let (made, most) = tries(true, usize::MAX, libc::ENOMEM);
+        assert!(!made && (4..100).contains(&most), "{most}");
+        // Nobody after it waits, until there is room.
+        assert_eq!(tries(true, 3, libc::ENOMEM), (false, 1));
+        assert_eq!(tries(true, 0, 0), (true, 1));
+        assert_eq!(tries(true, 3, libc::ENOMEM), (true, 4));
     }
 
     #[test]

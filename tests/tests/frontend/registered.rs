@@ -1,12 +1,15 @@
 //! Guest memory that is registered with the kernel (`--register-memory`).
 
+use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dm_tests::daemon::{Daemon, Served, binary, flag};
 use dm_tests::memory::RegionSpec;
 use dm_tests::vmm::{Setup, Vmm};
 use dm_tests::{files, skip};
+use rustix::process::Signal;
 
 use crate::{Piece, SECTOR, pattern};
 
@@ -83,6 +86,18 @@ fn memory_that_has_not_been_allocated_stays_so() {
     served.daemon.stop();
 }
 
+/// The kernel counts what all processes of a user have locked whom it limits.
+static ACCOUNT: Mutex<()> = Mutex::new(());
+
+/// A back end that may lock so much.
+fn limited(bytes: u64, socket: &Path, table: &Path) -> Daemon {
+    let mut command = Command::new("prlimit");
+    command.arg(format!("--memlock={bytes}:{bytes}"));
+    command.args(["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]);
+    command.arg(binary()).args([flag("--socket-path", socket), flag("--table", table), "--register-memory".into()]);
+    Daemon::spawn(command)
+}
+
 #[test]
 fn where_the_limit_of_locked_memory_is_low_it_is_served_without() {
     if !skip::is_root() || !skip::can_pin_memory() {
@@ -95,10 +110,8 @@ fn where_the_limit_of_locked_memory_is_low_it_is_served_without() {
     let dir = files::disk_dir();
     let (socket, table) = (dir.path().join("socket"), dir.path().join("table"));
     std::fs::write(&table, piece.table()).expect("write the table");
-    let mut command = Command::new("prlimit");
-    command.args(["--memlock=4194304:4194304", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]);
-    command.arg(binary()).args([flag("--socket-path", &socket), flag("--table", &table), "--register-memory".into()]);
-    let mut daemon = Daemon::spawn(command);
+    let _alone = ACCOUNT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut daemon = limited(4 << 20, &socket, &table);
     let mut vmm = daemon.vmm(&socket, &Setup { slots: 64, ..Setup::default() });
     write_and_read(&mut vmm, &piece, 3);
     let started = Instant::now();
@@ -110,4 +123,48 @@ fn where_the_limit_of_locked_memory_is_low_it_is_served_without() {
     wait_for(&daemon, 0);
     drop(vmm);
     daemon.stop();
+}
+
+#[test]
+fn what_a_session_or_a_killed_process_had_locked_is_not_in_the_way_of_the_next() {
+    if !skip::is_root() || !skip::can_pin_memory() {
+        return skip::skip(
+            "what_a_session_or_a_killed_process_had_locked_is_not_in_the_way_of_the_next",
+            "to drop a capability needs root",
+        );
+    }
+    let huge = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
+    if ["[always]", "[within_size]", "[force]"].iter().any(|mode| huge.contains(mode)) {
+        return skip::skip(
+            "what_a_session_or_a_killed_process_had_locked_is_not_in_the_way_of_the_next",
+            "each of its few pages counts as large as a large one",
+        );
+    }
+    let piece = Piece::new(512);
+    let dir = files::disk_dir();
+    let (socket, table) = (dir.path().join("socket"), dir.path().join("table"));
+    std::fs::write(&table, piece.table()).expect("write the table");
+    // There is room for one such guest, and not for two.
+    let setup = Setup { slots: 40, ..Setup::default() };
+    let _alone = ACCOUNT.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..3 {
+        let mut daemon = limited(8 << 20, &socket, &table);
+        for session in 0..4 {
+            let mut vmm = daemon.vmm(&socket, &setup);
+            assert!((5 << 10..6 << 10).contains(&memory(&vmm)));
+            let started = Instant::now();
+            while pinned(&daemon) < memory(&vmm) {
+                let log = daemon.log();
+                assert!(!log.contains("used without") && !log.contains("queue cannot be served"), "{log}");
+                assert!(started.elapsed() < LONG, "{log}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            write_and_read(&mut vmm, &piece, session);
+            if session == 3 {
+                daemon.signal(Signal::KILL);
+                daemon.wait(LONG).expect("it is killed");
+            }
+        }
+        std::fs::remove_file(&socket).expect("the socket of the killed one");
+    }
 }
