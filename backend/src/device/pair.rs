@@ -35,8 +35,8 @@ pub(super) struct Pair(Mutex<Both>);
 pub(super) struct Both {
     reader: Weak<Opening>,
     writer: Weak<Opening>,
-    // Files of the last of each that have ended.
-    ended: [Weak<File>; 2],
+    // Files of those that have ended: all that somebody still has, and the last.
+    ended: Vec<Weak<File>>,
     limiter: Limiter,
 }
 
@@ -127,9 +127,8 @@ impl Pair {
     pub fn ends(&self, read_only: bool, held: bool, file: Weak<File>) {
         let reader: Option<Arc<Opening>>;
         let mut both = self.turn();
-        if let Some(ended) = both.ended.get_mut(usize::from(read_only)) {
-            *ended = file;
-        }
+        both.ended.retain(|file| file.strong_count() > 0);
+        both.ended.push(file);
         let told = if read_only { &mut both.reader } else { &mut both.writer };
         if told.strong_count() == 0 {
             *told = Weak::new();
@@ -178,14 +177,14 @@ impl Pair {
         if untold(&both.reader) || untold(&both.writer) || both.ended.iter().any(is_open) {
             return Some(true);
         }
-        both.ended.iter().any(|file| !file.ptr_eq(&Weak::new())).then_some(false)
+        (!both.ended.is_empty()).then_some(false)
     }
 
     /// It is not this process that has it: who asks again need not wait again.
     fn forget(&self) {
         let mut both = self.turn();
         if both.ended.iter().all(|file| file.strong_count() == 0) {
-            both.ended = Default::default();
+            both.ended.clear();
         }
     }
 

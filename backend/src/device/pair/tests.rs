@@ -291,7 +291,7 @@ fn what_is_closed_between_an_attempt_and_a_look_is_tried_again() {
         let pair = Pair::default();
         let file = tempfile::tempfile().unwrap();
         let mut file = Some(Arc::new(file));
-        pair.turn().ended[0] = file.as_ref().map(Arc::downgrade).unwrap();
+        pair.turn().ended.extend(file.as_ref().map(Arc::downgrade));
         let mut tried = 0;
         let tried = pair.after_our_own(|| {
             tried += 1;
@@ -317,7 +317,29 @@ fn what_is_closed_between_an_attempt_and_a_look_is_tried_again() {
         tried
     };
     assert_eq!(refused(&pair), 1);
-    pair.turn().ended[0] = Arc::downgrade(&Arc::new(tempfile::tempfile().unwrap()));
+    pair.turn().ended.push(Arc::downgrade(&Arc::new(tempfile::tempfile().unwrap())));
     assert!(refused(&pair) > 1);
     assert_eq!(refused(&pair), 1);
+}
+
+#[test]
+fn what_one_opening_has_left_another_does_not_make_forgotten() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let path = file.path().to_str().unwrap();
+    for read_only in [false, true] {
+        let mut registry = Registry::new();
+        let locked = Options { read_only, ..Options::default() };
+        let first = registry.open(path, None, &locked).unwrap();
+        let pair = first.opening.pair.clone();
+        // A queue has it for longer than the disk.
+        let left = first.file();
+        drop(first);
+        drop(registry.open(path, None, &Options { incoming: true, ..locked }).unwrap());
+        assert_eq!(pair.ending(), Some(true), "{read_only}");
+        drop(left);
+        assert_eq!(pair.ending(), Some(false), "{read_only}");
+        pair.forget();
+        assert_eq!(pair.ending(), None, "{read_only}");
+    }
 }
