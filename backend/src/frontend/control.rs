@@ -304,11 +304,11 @@ impl QueueControl {
         list.into_iter().map(|op| (name(&op).to_owned(), op)).collect()
     }
 
-    /// Stops for good: drains, and ends the worker.
-    pub fn end(&self) {
+    /// Stops for good: drains. The worker that served it is the caller's to end.
+    pub fn end(&self) -> Option<Arc<Worker>> {
         let mut state = self.state();
         self.stop(&mut state);
-        *state = State::default();
+        std::mem::take(&mut *state).worker
     }
 
     fn start(&self, state: &mut State) {

@@ -18,6 +18,7 @@ use super::vring::{Memory, Vring, with_queues};
 use crate::disk::Disk;
 use crate::guest::{DirtyLog, Guest, Inflight};
 use crate::limited;
+use crate::worker::Worker;
 use crate::worker::pool::Pool;
 
 /// What one front end has negotiated and set up. Ends with [`Session::end`].
@@ -97,9 +98,10 @@ impl Session {
     /// Nothing is served any more: all queues have drained when this returns, and guest memory is let go.
     pub fn end(&self) {
         self.shared.closing.store(true, Ordering::Release);
-        for queue in &self.queues {
-            queue.end();
-        }
+        // All workers are told before one is waited for: each may have much memory to give back.
+        let workers: Vec<_> = self.queues.iter().filter_map(|queue| queue.end()).filter_map(Arc::into_inner).collect();
+        workers.iter().for_each(Worker::leave);
+        drop(workers);
         *self.shared.guest.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.shared.inflight.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.log.lock().unwrap_or_else(PoisonError::into_inner) = None;

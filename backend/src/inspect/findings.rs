@@ -196,7 +196,7 @@ pub(super) fn on_label(extent: Extent, known: &Known, name: &dyn Fn() -> String)
     let size = survey.size?.bytes();
     let label = known.label.get_or_init(|| look_at_path(&survey.path, 0, size).ok()).as_ref()?;
     let end = extent.start.saturating_add(extent.len);
-    let backup = label.kind == Kind::Gpt && end > (size / 512).saturating_sub(label.reserved.saturating_sub(1));
+    let backup = label.reserved_end > 0 && end > (size / 512).saturating_sub(label.reserved_end);
     let (where_, help) = if extent.start < label.reserved {
         let help = format!("begin at sector {} of it at least, or take one of its partitions", label.reserved);
         (format!("sectors {}..{}", extent.start, label.reserved), help)
@@ -313,19 +313,19 @@ mod tests {
     use super::*;
 
     /// 1 MiB with nothing but the header of a GPT in block 1, which says where its entries begin and how many there are.
-    fn gpt(entries_at: u64, number: u32) -> tempfile::NamedTempFile {
+    fn gpt(block: usize, entries_at: u64, number: u32) -> tempfile::NamedTempFile {
         let mut header = [0; 92];
         header[..8].copy_from_slice(b"EFI PART");
         header[12..16].copy_from_slice(&92_u32.to_le_bytes());
         header[24..32].copy_from_slice(&1_u64.to_le_bytes());
-        header[32..40].copy_from_slice(&2047_u64.to_le_bytes());
+        header[32..40].copy_from_slice(&((1 << 20) / block as u64 - 1).to_le_bytes());
         header[72..80].copy_from_slice(&entries_at.to_le_bytes());
         header[80..84].copy_from_slice(&number.to_le_bytes());
         header[84..88].copy_from_slice(&128_u32.to_le_bytes());
         let sum = crc32fast::hash(&header);
         header[16..20].copy_from_slice(&sum.to_le_bytes());
         let mut disk = vec![0; 1 << 20];
-        disk[512..604].copy_from_slice(&header);
+        disk[block..block + 92].copy_from_slice(&header);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), disk).unwrap();
         file
@@ -333,18 +333,33 @@ mod tests {
 
     #[test]
     fn the_header_of_a_gpt_is_its_own_wherever_it_says_that_its_entries_are() {
-        for (entries_at, number, reserved) in [(2, 128, 34), (2, 0, 2), (1, 0, 2), (0, 0, 2), (0, 1, 2)] {
-            let file = gpt(entries_at, number);
+        let cases: [(usize, u64, u32, u64, u64); 9] = [
+            (512, 2, 128, 34, 33),
+            (512, 2, 0, 2, 1),
+            (512, 1, 0, 2, 1),
+            (512, 0, 0, 2, 1),
+            (512, 0, 1, 2, 2),
+            // More than are read.
+            (512, 2, 256, 66, 65),
+            // Moved away from the header, as sgdisk -j does.
+            (512, 102, 128, 134, 33),
+            (4096, 2, 128, 48, 40),
+            (4096, 2, 1, 24, 16),
+        ];
+        for (block, entries_at, number, reserved, at_end) in cases {
+            let file = gpt(block, entries_at, number);
             let known = Known::of(file.path().to_str().unwrap(), None).unwrap();
             let found = |start, len| {
-                on_label(Extent { start, len, at: start + 1, write: true }, &known, &|| "a".into()).map(|found| found.text)
+                let extent = Extent { start, len, at: start + 1, write: true };
+                on_label(extent, &known, &|| "a".into()).map(|found| found.text)
             };
             let first = found(1, 1).unwrap_or_else(|| panic!("{entries_at} {number}"));
             assert!(first.ends_with(&format!("sectors 1..{reserved}")), "{first}");
             assert_eq!(found(reserved, 64), None, "{entries_at} {number}");
             // The copy of the header, and of the entries.
-            assert!(found(2000, 48).is_some_and(|last| last.contains("backup")), "{entries_at} {number}");
-            assert_eq!(found(2000, 48 - (reserved - 1)), None, "{entries_at} {number}");
+            let last = found(1900, 148 - (at_end - 1));
+            assert!(last.is_some_and(|last| last.contains("backup")), "{block} {entries_at} {number}");
+            assert_eq!(found(1900, 148 - at_end), None, "{block} {entries_at} {number}");
         }
     }
 }

@@ -22,14 +22,16 @@ pub(super) fn gpt(medium: &Medium<'_>) -> io::Result<Option<Contents>> {
         let sectors = block / 512;
         let partitions = (1..).zip(entries.chunks_exact(entry));
         let partitions = partitions.filter_map(|(number, entry)| gpt_entry(number, Fields(entry), sectors)).collect();
-        let table =
-            entries_at.checked_mul(block).and_then(|at| at.checked_add((number.min(MOST_ENTRIES) * entry) as u64));
+        // As many blocks as all entries take, of which there are more than are read where somebody wants them.
+        let blocks = (number as u64 * entry as u64).div_ceil(block);
+        let table = entries_at.checked_add(blocks).and_then(|end| end.checked_mul(sectors));
         return Ok(Some(Contents {
             size: header.le64(32).and_then(|last| last.checked_add(1)?.checked_mul(block)),
             uuid: header.guid(56),
             partitions,
             // The header is the table's own, wherever it says that the entries are.
-            reserved: table.map_or(34, |end| end.div_ceil(512)).max(2 * sectors),
+            reserved: table.unwrap_or(34).max(2 * sectors),
+            reserved_end: (blocks + 1) * sectors,
             ..Contents::of(Kind::Gpt)
         }));
     }

@@ -99,6 +99,8 @@ pub struct Contents {
     pub partitions: Vec<Partition>,
     /// Of a partition table, the sectors of 512 bytes at the beginning that it takes and that no partition may.
     pub reserved: u64,
+    /// And those at the end, of its copy.
+    pub reserved_end: u64,
 }
 
 /// An entry of a partition table.

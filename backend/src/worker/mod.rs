@@ -106,6 +106,11 @@ impl Worker {
         self.bell.write(1)
     }
 
+    /// Has the thread end, which the end of this handle waits for.
+    pub fn leave(&self) {
+        let _ = self.post(Mail::Exit);
+    }
+
     /// Serves a queue. The answer is its number for the other calls; or the engine's error, when the queue's files cannot be
     /// made known to it.
     ///
@@ -184,7 +189,7 @@ impl<T> Answer<T> {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let _ = self.post(Mail::Exit);
+        self.leave();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

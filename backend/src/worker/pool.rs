@@ -2,9 +2,9 @@
 
 use std::io;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -87,23 +87,28 @@ const FOR_ROOM: Duration = Duration::from_secs(1);
 /// As [`Uring::new`]. Where memory is registered, the kernel may refuse a ring for what one that was closed had locked, which
 /// it counts for some time yet: then it is tried again for a second.
 pub fn ring(registers: bool) -> io::Result<Uring> {
-    static ROOM: Room = Room { pause: std::thread::sleep, in_vain: AtomicBool::new(false) };
+    static ROOM: Room = Room { pause: std::thread::sleep, in_vain: Mutex::new(None) };
     ROOM.wait(registers, || Uring::new(registers))
 }
+
+/// So long nobody waits who comes after one that waited in vain: a front end has many queues, and waits for each.
+const FOR_ALL: Duration = Duration::from_secs(10);
 
 /// The waiting of a process for room.
 struct Room {
     pause: fn(Duration),
-    // Who waits in vain waits for all: a front end has many queues, and waits for each.
-    in_vain: AtomicBool,
+    in_vain: Mutex<Option<Instant>>,
 }
 
 impl Room {
     fn wait<T>(&self, registers: bool, make: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let lacks = |error: &io::Error| error.kind() == io::ErrorKind::OutOfMemory;
-        let waits = registers && !self.in_vain.load(Ordering::Relaxed);
+        let in_vain = || self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = registers && in_vain().is_none_or(|since| since.elapsed() >= FOR_ALL);
         let made = Patience::new(FOR_ROOM, self.pause).retry(make, |error| waits && lacks(error));
-        self.in_vain.store(made.as_ref().is_err_and(lacks), Ordering::Relaxed);
+        if waits {
+            *in_vain() = made.as_ref().is_err_and(lacks).then(Instant::now);
+        }
         made
     }
 }
@@ -166,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_ring_that_registers_waits_for_room() {
-        let room = Room { pause: |_| {}, in_vain: AtomicBool::new(false) };
+        let room = Room { pause: |_| {}, in_vain: Mutex::new(None) };
         let tries = |registers: bool, failures: usize, errno: i32| {
             let mut tries = 0;
             let made = room.wait(registers, || {
@@ -181,9 +186,13 @@ mod tests {
         assert_eq!(tries(true, 3, libc::EPERM), (false, 1));
         let (made, most) = tries(true, usize::MAX, libc::ENOMEM);
         assert!(!made && (4..100).contains(&most), "{most}");
-        // Nobody after it waits, until there is room.
+        // Nobody after it waits, whether or not others find room, for some time.
         assert_eq!(tries(true, 3, libc::ENOMEM), (false, 1));
-        assert_eq!(tries(true, 0, 0), (true, 1));
+        assert_eq!(tries(false, 0, 0), (true, 1));
+        assert_eq!(tries(true, 3, libc::ENOMEM), (false, 1));
+        let long_ago = room.in_vain.lock().unwrap().and_then(|since| since.checked_sub(FOR_ALL));
+        assert!(long_ago.is_some());
+        *room.in_vain.lock().unwrap() = long_ago;
         assert_eq!(tries(true, 3, libc::ENOMEM), (true, 4));
     }
 
