@@ -73,13 +73,13 @@ fn enabling_and_disabling_under_load_loses_nothing() {
         let on = round % 2 == 1;
         vmm.enable(0, on).expect("SET_VRING_ENABLE");
         if round % 4 == 1 {
-            // However soon it is off again, it has been served meanwhile, and more is under way.
-            (0..2).for_each(|_| load.wait_for_one(&mut vmm));
+            // However soon it is off again, it has been served meanwhile, and more is under way. Other rounds wait for nothing.
+            (0..4).for_each(|_| load.wait_for_one(&mut vmm));
         }
         load.reap(&mut vmm);
     }
     load.drain(&mut vmm);
-    assert!(load.completed >= 150, "{} requests", load.completed);
+    assert!(load.completed > 300, "{} requests", load.completed);
     drop(vmm);
     victim.assert_well("enable and disable");
     victim.stop();
