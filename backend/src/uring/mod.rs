@@ -7,6 +7,8 @@
 
 mod memory;
 mod probe;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};

@@ -1,8 +1,8 @@
 //! Guest memory that is registered with the kernel (`--register-memory`).
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dm_tests::daemon::{Daemon, Served, binary, flag};
@@ -22,10 +22,16 @@ fn pinned(daemon: &Daemon) -> u64 {
     line.trim_end_matches("kB").trim().parse().expect("a number")
 }
 
+/// Whether memory of memfds may be in large pages.
+fn has_large_pages() -> bool {
+    let modes = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
+    ["[always]", "[within_size]", "[force]"].iter().any(|mode| modes.contains(mode))
+}
+
 /// Waits until so much is pinned: all of it, and where pages are large perhaps the rest of some.
 fn wait_for(daemon: &Daemon, kib: u64) {
     let started = Instant::now();
-    let most = if kib == 0 { 0 } else { kib + (6 << 10) };
+    let most = if kib > 0 && has_large_pages() { kib + (6 << 10) } else { kib };
     while !(kib..=most).contains(&pinned(daemon)) {
         assert!(started.elapsed() < LONG, "{} KiB are pinned, not {kib}", pinned(daemon));
         std::thread::sleep(Duration::from_millis(1));
@@ -89,37 +95,51 @@ fn memory_that_has_not_been_allocated_stays_so() {
 /// The kernel counts what all processes of a user have locked whom it limits.
 static ACCOUNT: Mutex<()> = Mutex::new(());
 
-/// A back end that may lock so much.
-fn limited(bytes: u64, socket: &Path, table: &Path) -> Daemon {
-    let mut command = Command::new("prlimit");
-    command.arg(format!("--memlock={bytes}:{bytes}"));
-    command.args(["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]);
-    command.arg(binary()).args([flag("--socket-path", socket), flag("--table", table), "--register-memory".into()]);
-    Daemon::spawn(command)
+/// A disk for back ends that may lock only so much.
+struct Limited {
+    piece: Piece,
+    socket: PathBuf,
+    table: PathBuf,
+    _dir: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Limited {
+    /// `None`, and that is said, where it cannot be.
+    fn new(test: &str) -> Option<Limited> {
+        if !skip::is_root() || !skip::can_pin_memory() {
+            skip::skip(test, "to drop a capability needs root");
+            return None;
+        }
+        let alone = ACCOUNT.lock().unwrap_or_else(PoisonError::into_inner);
+        let (piece, dir) = (Piece::new(512), files::disk_dir());
+        let (socket, table) = (dir.path().join("socket"), dir.path().join("table"));
+        std::fs::write(&table, piece.table()).expect("write the table");
+        Some(Limited { piece, socket, table, _dir: dir, _alone: alone })
+    }
+
+    fn daemon(&self, bytes: u64) -> Daemon {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--memlock={bytes}:{bytes}"));
+        command.args(["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]);
+        command.arg(binary()).args([flag("--socket-path", &self.socket), flag("--table", &self.table)]);
+        command.arg("--register-memory");
+        Daemon::spawn(command)
+    }
 }
 
 #[test]
 fn where_the_limit_of_locked_memory_is_low_it_is_served_without() {
-    if !skip::is_root() || !skip::can_pin_memory() {
-        return skip::skip(
-            "where_the_limit_of_locked_memory_is_low_it_is_served_without",
-            "to drop a capability needs root",
-        );
-    }
-    let piece = Piece::new(512);
-    let dir = files::disk_dir();
-    let (socket, table) = (dir.path().join("socket"), dir.path().join("table"));
-    std::fs::write(&table, piece.table()).expect("write the table");
-    let _alone = ACCOUNT.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut daemon = limited(4 << 20, &socket, &table);
-    let mut vmm = daemon.vmm(&socket, &Setup { slots: 64, ..Setup::default() });
-    write_and_read(&mut vmm, &piece, 3);
+    let Some(limited) = Limited::new("where_the_limit_of_locked_memory_is_low_it_is_served_without") else { return };
+    let mut daemon = limited.daemon(4 << 20);
+    let mut vmm = daemon.vmm(&limited.socket, &Setup { slots: 64, ..Setup::default() });
+    write_and_read(&mut vmm, &limited.piece, 3);
     let started = Instant::now();
     while !daemon.log().contains("RLIMIT_MEMLOCK") {
         assert!(started.elapsed() < LONG, "{}", daemon.log());
         std::thread::sleep(Duration::from_millis(1));
     }
-    write_and_read(&mut vmm, &piece, 4);
+    write_and_read(&mut vmm, &limited.piece, 4);
     wait_for(&daemon, 0);
     drop(vmm);
     daemon.stop();
@@ -127,30 +147,17 @@ fn where_the_limit_of_locked_memory_is_low_it_is_served_without() {
 
 #[test]
 fn what_a_session_or_a_killed_process_had_locked_is_not_in_the_way_of_the_next() {
-    if !skip::is_root() || !skip::can_pin_memory() {
-        return skip::skip(
-            "what_a_session_or_a_killed_process_had_locked_is_not_in_the_way_of_the_next",
-            "to drop a capability needs root",
-        );
+    const NAME: &str = "what_a_session_or_a_killed_process_had_locked_is_not_in_the_way_of_the_next";
+    if has_large_pages() {
+        return skip::skip(NAME, "each of its few pages counts as large as a large one");
     }
-    let huge = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
-    if ["[always]", "[within_size]", "[force]"].iter().any(|mode| huge.contains(mode)) {
-        return skip::skip(
-            "what_a_session_or_a_killed_process_had_locked_is_not_in_the_way_of_the_next",
-            "each of its few pages counts as large as a large one",
-        );
-    }
-    let piece = Piece::new(512);
-    let dir = files::disk_dir();
-    let (socket, table) = (dir.path().join("socket"), dir.path().join("table"));
-    std::fs::write(&table, piece.table()).expect("write the table");
+    let Some(limited) = Limited::new(NAME) else { return };
     // There is room for one such guest, and not for two.
     let setup = Setup { slots: 40, ..Setup::default() };
-    let _alone = ACCOUNT.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..3 {
-        let mut daemon = limited(8 << 20, &socket, &table);
+        let mut daemon = limited.daemon(8 << 20);
         for session in 0..4 {
-            let mut vmm = daemon.vmm(&socket, &setup);
+            let mut vmm = daemon.vmm(&limited.socket, &setup);
             assert!((5 << 10..6 << 10).contains(&memory(&vmm)));
             let started = Instant::now();
             while pinned(&daemon) < memory(&vmm) {
@@ -159,12 +166,12 @@ fn what_a_session_or_a_killed_process_had_locked_is_not_in_the_way_of_the_next()
                 assert!(started.elapsed() < LONG, "{log}");
                 std::thread::sleep(Duration::from_millis(1));
             }
-            write_and_read(&mut vmm, &piece, session);
+            write_and_read(&mut vmm, &limited.piece, session);
             if session == 3 {
                 daemon.signal(Signal::KILL);
                 daemon.wait(LONG).expect("it is killed");
             }
         }
-        std::fs::remove_file(&socket).expect("the socket of the killed one");
+        std::fs::remove_file(&limited.socket).expect("the socket of the killed one");
     }
 }
