@@ -2,8 +2,8 @@
 //!
 //! A driver that gets many completions at once answers with as many requests, one after another, while the worker looks on.
 //! Sent down as they come, the first goes alone and the others wait for the device to ask for more. Disks of virtual
-//! machines do best with whole waves; so a worker whose device has much to do waits for the
-//! rest, as long as it keeps coming. A lone request never waits.
+//! machines do best with whole waves; so a worker whose device has much to do waits for the rest, as long as it keeps
+//! coming. A lone request never waits.
 
 /// Requests that have just ended and operations under way, up to which requests are sent down as they come.
 const FEW: usize = 4;
